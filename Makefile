@@ -1,0 +1,62 @@
+# One folder, two commands: `make demo` shows it, `make test` proves it. Everything they need is made here, from the lock file.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help env demo test unit check lint types format lock mutants bench clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+env: $(READY) ## the virtual environment, from the lock file (with uv where present)
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Convoy needs Python 3.11 or newer; name one: make PYTHON=python3.12 …" >&2; exit 2; }
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv -q --clear --python "$(PYTHON)" $(VENV) && \
+	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock && \
+	  uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+	  $(PYTHON) -m venv --clear $(VENV) && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
+demo: env ## the whole service on this machine: embedded broker, emulated API, live view, audit
+	$(BIN)/convoy demo $(ARGS)
+
+test: env ## every test, the real Kafka included
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: env ## the fast tests of the pure parts
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+mutants: env ## break the core by hand, one line at a time: each mutant must be caught
+	$(BIN)/python tests/mutants.py
+
+lint: env ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env ## mypy, strict
+	$(BIN)/mypy
+
+format: env ## put the formatting right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint types test ## what must be green before a commit lands
+
+bench: env ## measure the main job against a real Kafka
+	$(BIN)/python bench/dense.py $(ARGS)
+
+lock: ## compile the lock files anew (needs uv)
+	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 -q -o requirements.lock
+	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra demo --group dev -q -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove what was made here
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

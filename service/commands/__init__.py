@@ -1,0 +1,1 @@
+"""One file a command; each takes settings and returns an exit code."""

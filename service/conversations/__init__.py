@@ -1,0 +1,1 @@
+"""The API edge: the only place that knows httpx and how bytes reach the Conversations API."""

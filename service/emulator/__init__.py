@@ -1,0 +1,1 @@
+"""An emulated Conversations API on a real socket, with scripted faults."""

@@ -1,0 +1,1 @@
+"""The Kafka edge: the only place, with the composition root, that knows FastStream and aiokafka."""

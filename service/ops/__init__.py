@@ -1,0 +1,1 @@
+"""Operations: metrics, logs and the HTTP endpoints an operator and Kubernetes look at."""
