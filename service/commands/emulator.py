@@ -1,0 +1,42 @@
+"""`convoy emulator`: the emulated Conversations API on a port, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from service.emulator.server import EmulatorServer
+
+
+async def run_emulator(
+    *,
+    host: str,
+    port: int,
+    key: str | None,
+    latency_seconds: float,
+    seed: int,
+    create_on_write: bool,
+) -> int:
+    """Serve until SIGINT or SIGTERM; print the base URL once it answers. Returns the exit code."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    server = EmulatorServer(
+        host=host,
+        port=port,
+        key=key,
+        latency_seconds=latency_seconds,
+        seed=seed,
+        create_on_write=create_on_write,
+    )
+    try:
+        async with server:
+            sys.stdout.write(f"{server.base_url}\n")
+            sys.stdout.flush()
+            await stopped.wait()
+    except OSError as error:
+        sys.stderr.write(f"convoy emulator: cannot listen on {host}:{port}: {error.strerror}\n")
+        return 1
+    return 0
