@@ -1,0 +1,113 @@
+"""What every test folder shares: a folder is a marker, one real Kafka a run, topics of a test's own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+import pytest_asyncio
+from kafka_server import KafkaServer, KafkaUnavailableError, create_topics, delete_topics, find_kafka
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+TESTS = Path(__file__).parent
+MARKERS = frozenset({"unit", "contract", "integration", "fault", "deploy"})
+NO_KAFKA = pytest.StashKey[str]()
+
+LEDGER_CONFIG = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.type": "LogAppendTime"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    folder = item.path.relative_to(TESTS).parts[0]
+    if folder in MARKERS:
+        item.add_marker(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    reason = config.stash.get(NO_KAFKA, None)
+    if reason is not None:
+        terminalreporter.section("NOT TESTED AGAINST A REAL KAFKA", red=True, bold=True)
+        terminalreporter.write_line(reason)
+
+
+def kafka_is_required() -> bool:
+    """In CI a test that cannot run is a test that failed; so it is where somebody asks for it."""
+    return any(
+        os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "CONVOY_REQUIRE_KAFKA")
+    )
+
+
+@pytest.fixture(scope="session")
+def kafka(pytestconfig: pytest.Config) -> Iterator[KafkaServer]:
+    """The running broker, one for all tests. A test that stops it starts it again."""
+    try:
+        server = find_kafka()
+    except KafkaUnavailableError as missing:
+        pytestconfig.stash[NO_KAFKA] = str(missing)
+        if kafka_is_required():
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Names nobody else uses, of topics that exist, and of a consumer group that does not yet."""
+
+    partitions: int
+    prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
+
+    @property
+    def events(self) -> str:
+        return f"{self.prefix}.events"
+
+    @property
+    def replies(self) -> str:
+        return f"{self.prefix}.replies"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.prefix}.dead-letters"
+
+    @property
+    def ledger(self) -> str:
+        return f"{self.prefix}.ledger"
+
+    @property
+    def group(self) -> str:
+        return f"{self.prefix}.group"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.events, self.replies, self.dead_letters, self.ledger)
+
+
+class MakeTopics(Protocol):
+    async def __call__(self, partitions: int = 4) -> Topics: ...
+
+
+@pytest_asyncio.fixture
+async def topics(kafka: KafkaServer) -> AsyncIterator[MakeTopics]:
+    """`await topics(partitions=4)` → events, replies, dead letters, a ledger as SPEC §8 wants it, a group."""
+    made: list[Topics] = []
+
+    async def make(partitions: int = 4) -> Topics:
+        fresh = Topics(partitions)
+        await create_topics(
+            kafka.bootstrap_servers,
+            dict.fromkeys(fresh.names, partitions),
+            {fresh.ledger: LEDGER_CONFIG},
+        )
+        made.append(fresh)
+        return fresh
+
+    yield make
+    # A broker of our own is thrown away as a whole; it may even be down at this point.
+    if made and not kafka.restartable:
+        await delete_topics(kafka.bootstrap_servers, [name for fresh in made for name in fresh.names])
