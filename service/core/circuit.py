@@ -1,0 +1,142 @@
+"""Whether anything may be sent at all: the health of the one host everybody's messages go to.
+
+Decides when trouble is the host's and not a conversation's: failures on three or more conversations
+with no success between, or one answer that only an operator can mend (a rejected key, an unpaid account,
+a wrong address). While open, one probe at a time asks whether it has healed. A deployment with a single
+conversation never gets three, so it keeps trying by its own back-off.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+FAILING_CONVERSATIONS = 3
+PROBE_INITIAL_SECONDS = 0.5
+PROBE_MAX_SECONDS = 3.0
+"""Between probes; small enough that a healed host is used again within five seconds."""
+FORBIDDEN_KEPT = 1000
+
+
+class CircuitReason(enum.StrEnum):
+    """Why the circuit is open; the label of ``convoy_circuit_state``."""
+
+    API_UNAVAILABLE = "api_unavailable"
+    KEY_REJECTED = "key_rejected"
+    UNPAID_OR_QUOTA = "unpaid_or_quota"
+    WRONG_URL = "wrong_url"
+    TLS = "tls"
+    FORBIDDEN = "forbidden"
+    UNEXPECTED_ANSWER = "unexpected_answer"
+
+
+class Circuit:
+    """Closed, or open for a reason."""
+
+    __slots__ = (
+        "_before_last_success", "_failing", "_forbidden", "_interval", "_last_success", "_last_success_of",
+        "_open_seconds", "_opened_at", "_probe_at", "_probing", "_successes", "detail", "reason",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.reason: CircuitReason | None = None
+        """``None`` while closed."""
+        self.detail = ""
+        """The code and message of the answer that opened it, for people."""
+        self._failing: set[str] = set()
+        self._forbidden: dict[str, int] = {}
+        self._successes = 0
+        self._last_success = -math.inf
+        self._last_success_of = ""
+        self._before_last_success = -math.inf
+        self._opened_at = 0.0
+        self._open_seconds = 0.0
+        self._interval = PROBE_INITIAL_SECONDS
+        self._probe_at = 0.0
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the host is held to be in trouble."""
+        return self.reason is not None
+
+    def next_attempt(self, now: float) -> float:
+        """The earliest time an attempt may start: ``now`` while closed, ``inf`` while a probe is under way."""
+        if self.reason is None:
+            return now
+        return math.inf if self._probing else self._probe_at
+
+    def started(self) -> None:
+        """Note that an attempt started; while open it is the probe."""
+        if self.reason is not None:
+            self._probing = True
+
+    def ended(self, now: float, *, probe: bool) -> None:
+        """Note that an attempt which started as a ``probe`` is over, whatever it said."""
+        if probe and self.reason is not None:
+            self._probing = False
+            self._interval = min(self._interval * 2, PROBE_MAX_SECONDS)
+            self._probe_at = now + self._interval
+
+    def reads_work(self, now: float) -> None:
+        """Note that a read succeeded while open: worth trying a write at once, but no proof of health."""
+        self._probe_at = now
+
+    def success(self, conversation_id: str, now: float) -> None:
+        """Note an answer that shows the host at work: it closes the circuit."""
+        self._successes += 1
+        if conversation_id != self._last_success_of:
+            self._before_last_success = self._last_success
+            self._last_success_of = conversation_id
+        self._last_success = now
+        if self._failing:
+            self._failing.clear()
+        if self.reason is not None:
+            self._open_seconds += now - self._opened_at
+            self.reason = None
+            self.detail = ""
+            self._probing = False
+
+    def trouble(self, conversation_id: str, now: float, detail: str) -> None:
+        """Note a failure that may be the host's."""
+        self._failing.add(conversation_id)
+        if len(self._failing) >= FAILING_CONVERSATIONS:
+            self.trip(now, CircuitReason.API_UNAVAILABLE, detail)
+
+    def trip(self, now: float, reason: CircuitReason, detail: str) -> None:
+        """Open the circuit, or keep it open for a reason better known."""
+        if self.reason is None:
+            self._opened_at = now
+            self._interval = PROBE_INITIAL_SECONDS
+            self._probe_at = now + self._interval
+            self._probing = False
+        self.reason = reason
+        self.detail = detail
+
+    def forbidden(self, conversation_id: str, now: float, detail: str) -> bool:
+        """Judge a 403: whether it is this conversation's alone.
+
+        Alone: others were accepted since it was first refused. Another one refused with no success
+        between: the key has no rights, and the circuit opens. Neither yet: it has to be tried again.
+        """
+        first = self._forbidden.setdefault(conversation_id, self._successes)
+        if self._successes > first:
+            del self._forbidden[conversation_id]
+            return True
+        if any(seen == self._successes for other, seen in self._forbidden.items() if other != conversation_id):
+            self.trip(now, CircuitReason.FORBIDDEN, detail)
+        while len(self._forbidden) > FORBIDDEN_KEPT:
+            del self._forbidden[next(iter(self._forbidden))]
+        return False
+
+    def healthy_for_others(self, conversation_id: str, since: float) -> bool:
+        """Whether a conversation other than this one succeeded after ``since`` and the circuit is closed."""
+        if self.reason is not None:
+            return False
+        if self._last_success_of == conversation_id:
+            return self._before_last_success > since
+        return self._last_success > since
+
+    def open_seconds(self, now: float) -> float:
+        """How long it has been open, all times added up."""
+        return self._open_seconds + (now - self._opened_at if self.reason is not None else 0.0)

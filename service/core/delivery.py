@@ -1,0 +1,347 @@
+"""What becomes of a batch: again, split, read back, delivered or dead.
+
+Decides the next step of a batch from its state, and its fate from what an attempt or a read-back
+showed. Time and randomness are arguments; it sends nothing, waits for nothing and counts no metrics.
+The pump carries out what is decided here.
+
+The life of a batch::
+
+    SEND ─┬─ delivered ──────────────────────────────────────────────── outcome
+          ├─ busy, throttled, transient, operator ─ wait ─ SEND
+          ├─ ambiguous ─ READ_BACK ─┬─ found ────────────────────────── outcome
+          │                         ├─ absent, too early to tell ─ wait ─ READ_BACK
+          │                         └─ absent ─ SEND what is missing
+          └─ refused ─┬─ one item ───────────────────────────────────── dead letter
+                      └─ more ─ READ_BACK ─ halves (or around the culprit named) ─ SEND each
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from service.core.circuit import CircuitReason
+from service.core.model import Batch, Dead, Reason, Unsettled
+from service.core.readback import found, item_id, likeness
+from service.core.verdict import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
+
+    from service.core.circuit import Circuit
+    from service.core.model import Event
+    from service.core.readback import Cursors
+    from service.core.verdict import Verdict
+
+LOCAL_BACKOFF_MAX_SECONDS = 5.0
+"""The longest wait behind a lock or an unproven 403: they end without notice, and only this lane waits."""
+HOST_BACKOFF_MAX_SECONDS = 1.0
+"""The longest wait of one batch for trouble that the circuit already paces."""
+UNREADABLE_READS = 3
+"""So many failed read-backs in a row, of a batch that is spent, and its fate is called unknown."""
+UNEXPECTED_ANSWERS = 2
+"""So many 2xx answers that list nothing, and it is no accident."""
+
+_DEAD_REASONS = {
+    Kind.CONVERSATION_NOT_FOUND: Reason.CONVERSATION_NOT_FOUND,
+    Kind.FORBIDDEN: Reason.FORBIDDEN,
+    Kind.TOO_LARGE: Reason.TOO_LARGE,
+    Kind.REJECTED: Reason.REJECTED,
+}
+
+
+class Action(enum.StrEnum):
+    """The next step of a batch; the first three are requests and name the ``operation`` in metrics."""
+
+    SEND = "create_items"
+    READ_BACK = "list_items"
+    READ_CURSOR = "read_cursor"
+    SPLIT = "split"
+
+
+@dataclass(slots=True, frozen=True)
+class Policy:
+    """How patient delivery is; the settings of group ``DELIVERY__``, resolved."""
+
+    max_attempts: int
+    max_age_seconds: float
+    backoff_initial_seconds: float
+    backoff_max_seconds: float
+    settle_seconds: float
+    read_cursor_first: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Delivered:
+    """These events are stored, each as the item beside it. ``read_back``: learnt by looking."""
+
+    events: Sequence[Event]
+    items: Sequence[Buffer]
+    batch_size: int
+    first_index: int
+    attempts: int
+    read_back: bool
+
+
+@dataclass(slots=True, frozen=True)
+class DeadLettered:
+    """These events are given up."""
+
+    events: Sequence[Event]
+    dead: Dead
+
+
+Outcome = Delivered | DeadLettered
+
+
+@dataclass(slots=True)
+class Result:
+    """What a step led to: outcomes decided now, and what is left of the batch.
+
+    ``again_at``: the same batch again, then. ``parts``: these instead of it. Neither: nothing is left.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    again_at: float | None = None
+    parts: list[Batch] = field(default_factory=list)
+
+
+class Delivery:
+    """Decides for all batches, with what they share: the circuit and the cursors."""
+
+    __slots__ = ("_policy", "_random", "circuit", "cursors")
+
+    def __init__(self, policy: Policy, circuit: Circuit, cursors: Cursors, random: Callable[[], float]) -> None:
+        self._policy = policy
+        self._random = random
+        self.circuit = circuit
+        self.cursors = cursors
+
+    def action(self, batch: Batch) -> Action:
+        """The next step of a batch that was taken."""
+        if batch.unsettled is not None:
+            return Action.READ_BACK
+        if batch.known_guilty and len(batch.events) > 1:
+            return Action.SPLIT
+        if self._policy.read_cursor_first and self.cursors.get(batch.conversation_id) is None:
+            return Action.READ_CURSOR
+        return Action.SEND
+
+    def began(self, batch: Batch, action: Action, now: float) -> None:
+        """Note that the request of ``action`` starts for ``batch``."""
+        if action is Action.SEND:
+            batch.attempts += 1
+        if batch.began_at is None:
+            batch.began_at = now
+            batch.open_at_start = self.circuit.open_seconds(now)
+
+    def split_guilty(self, batch: Batch) -> Result:
+        """Split a batch that is known to hold the culprit."""
+        return Result(parts=self._halves(batch, batch.events, suspects=True))
+
+    def sent(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], last_id: str, *, started_at: float,
+             now: float) -> Result:  # fmt: skip
+        """Decide what an attempt begun at ``started_at`` and judged ``verdict`` leads to."""
+        kind = verdict.kind
+        if kind is Kind.DELIVERED:
+            self.circuit.success(batch.conversation_id, now)
+            self.cursors.learn(batch.conversation_id, last_id)
+            if batch.twin is not None:
+                batch.twin.known_guilty = True
+            events = batch.events
+            return Result([Delivered(events, items, len(events), 0, batch.attempts, read_back=False)])
+        if kind in _DEAD_REASONS:
+            return self._refused(batch, verdict, started_at, now)
+        if kind is Kind.AMBIGUOUS:
+            after = self.cursors.get(batch.conversation_id)
+            batch.unsettled = Unsettled(started_at, after, last_word=verdict.last_word)
+        return self._put_back(batch, verdict, now)
+
+    def cursor_read(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], now: float) -> Result:
+        """Decide after asking for the newest item of a cold conversation."""
+        if verdict.kind is Kind.DELIVERED or verdict.kind is Kind.CONVERSATION_NOT_FOUND:
+            # Of a conversation that is not there the attempt to write will say so, in the API's own words.
+            self.cursors.learn(batch.conversation_id, item_id(items[0]) if items else "")
+            self.circuit.reads_work(now)
+            return Result(again_at=now)
+        return self._put_back(batch, verdict, now)
+
+    def read_back(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], *, started_at: float,
+                  now: float) -> Result:  # fmt: skip
+        """Decide what a read-back begun at ``started_at`` shows; ``items`` are oldest first."""
+        unsettled = batch.unsettled
+        assert unsettled is not None
+        if verdict.kind is not Kind.DELIVERED:
+            gone = verdict.kind in {Kind.CONVERSATION_NOT_FOUND, Kind.REJECTED}
+            if gone and unsettled.after:
+                # The item behind which we read is gone: the newest items have to do.
+                self.cursors.forget(batch.conversation_id)
+                unsettled.after = None
+                return Result(again_at=now)
+            if verdict.kind is not Kind.CONVERSATION_NOT_FOUND:
+                unsettled.reads += 1
+                return self._put_back(batch, verdict, now)
+            items = ()
+        self.circuit.reads_work(now)
+        events = batch.events
+        matches = found([likeness(event.item) for event in events], [likeness(item) for item in items])
+        stored = len(matches)
+        if items:
+            newest = item_id(items[-1])
+            if newest:
+                self.cursors.learn(batch.conversation_id, newest)
+        can_tell = unsettled.last_word or started_at >= unsettled.started_at + self._policy.settle_seconds
+        if stored < len(events) and not can_tell:
+            unsettled.reads = 0
+            batch.setbacks += 1
+            settled_at = unsettled.started_at + self._policy.settle_seconds
+            return Result(again_at=min(settled_at, now + self._backoff(batch.setbacks)))
+        batch.unsettled = None
+        result = Result()
+        if stored:
+            proof = [items[index] for index in matches]
+            result.outcomes.append(Delivered(events[:stored], proof, len(events), 0, batch.attempts, read_back=True))
+        missing = events[stored:]
+        if not missing:
+            return result
+        if unsettled.refused is not None:
+            batch.atomic_refusal = batch.atomic_refusal or stored == 0
+            return self._split_refused(batch, missing, stored, unsettled.refused, result)
+        return self._send_missing(batch, missing, result, now)
+
+    def _send_missing(self, batch: Batch, missing: Sequence[Event], result: Result, now: float) -> Result:
+        """Go on with what a settled attempt left unsent."""
+        rest = batch if len(missing) == len(batch.events) else self._part(batch, missing)
+        if not self._spent(batch, now):
+            result.parts = [rest]
+        elif len(missing) == 1:
+            dead = Dead(Reason.EXHAUSTED, "exhausted", "attempts or age used up", attempts=batch.attempts)
+            result.outcomes.append(DeadLettered(missing, dead))
+        else:
+            result.parts = [self._part(batch, [event], last_chance=True) for event in missing]
+        return result
+
+    def _refused(self, batch: Batch, verdict: Verdict, started_at: float, now: float) -> Result:
+        kind = verdict.kind
+        if kind is Kind.FORBIDDEN:
+            if not self.circuit.forbidden(batch.conversation_id, now, _detail(verdict)):
+                batch.setbacks += 1
+                return Result(again_at=now + self._backoff(batch.setbacks, LOCAL_BACKOFF_MAX_SECONDS))
+        else:
+            self.circuit.success(batch.conversation_id, now)
+        if len(batch.events) == 1 or kind in {Kind.CONVERSATION_NOT_FOUND, Kind.FORBIDDEN}:
+            dead = Dead(_DEAD_REASONS[kind], verdict.code, verdict.message, verdict.status, batch.attempts)
+            return Result([DeadLettered(batch.events, dead)])
+        after = self.cursors.get(batch.conversation_id)
+        if after is not None and not batch.atomic_refusal:
+            # The API may have stored a prefix before it refused. Without a cursor this is not asked: an
+            # older message with the same words would be taken for it, and the new one would be lost.
+            batch.unsettled = Unsettled(started_at, after, last_word=True, refused=verdict)
+            return Result(again_at=now)
+        return self._split_refused(batch, batch.events, 0, verdict, Result())
+
+    def _split_refused(
+        self, batch: Batch, events: Sequence[Event], stored: int, verdict: Verdict, result: Result
+    ) -> Result:
+        culprit = verdict.culprit - stored if verdict.culprit is not None else -1
+        if verdict.kind is Kind.REJECTED and 0 <= culprit < len(events):
+            cuts = (events[:culprit], events[culprit : culprit + 1], events[culprit + 1 :])
+            result.parts = [self._part(batch, part) for part in cuts if part]
+        elif len(events) == 1:
+            result.parts = [self._part(batch, events)]
+        else:
+            result.parts = self._halves(batch, events, suspects=verdict.kind is Kind.REJECTED)
+        return result
+
+    def _halves(self, batch: Batch, events: Sequence[Event], *, suspects: bool) -> list[Batch]:
+        middle = len(events) // 2
+        first, second = self._part(batch, events[:middle]), self._part(batch, events[middle:])
+        if suspects:
+            first.twin = second
+        return [first, second]
+
+    def _part(self, batch: Batch, events: Sequence[Event], *, last_chance: bool = False) -> Batch:
+        return Batch(
+            batch.lane,
+            events,
+            batch.flush_reason,
+            batch.waited_seconds,
+            attempts=batch.attempts,
+            troubles=self._policy.max_attempts - 1 if last_chance else batch.troubles,
+            setbacks=batch.setbacks,
+            began_at=batch.began_at,
+            open_at_start=batch.open_at_start,
+            atomic_refusal=batch.atomic_refusal,
+        )
+
+    def _put_back(self, batch: Batch, verdict: Verdict, now: float) -> Result:
+        """Wait and try again, or give up where the trouble is this conversation's alone."""
+        batch.setbacks += 1
+        kind = verdict.kind
+        if kind is Kind.BUSY:
+            self.circuit.success(batch.conversation_id, now)
+            return Result(again_at=now + self._backoff(batch.setbacks, LOCAL_BACKOFF_MAX_SECONDS))
+        if kind is Kind.THROTTLED:
+            return Result(again_at=now + self._backoff(batch.setbacks))
+        if kind is Kind.OPERATOR:
+            self.circuit.trip(now, operator_reason(verdict), _detail(verdict))
+        else:
+            self._trouble(batch, verdict, now)
+            if self._spent(batch, now) and (batch.unsettled is None or batch.unsettled.reads >= UNREADABLE_READS):
+                return self._exhaust(batch, verdict)
+        limit = HOST_BACKOFF_MAX_SECONDS if self.circuit.is_open else self._policy.backoff_max_seconds
+        return Result(again_at=now + self._backoff(batch.setbacks, limit))
+
+    def _trouble(self, batch: Batch, verdict: Verdict, now: float) -> None:
+        if verdict.code == "unexpected_answer":
+            batch.unexpected_answers += 1
+            if batch.unexpected_answers >= UNEXPECTED_ANSWERS:
+                self.circuit.trip(now, CircuitReason.UNEXPECTED_ANSWER, _detail(verdict))
+                return
+        if not self.circuit.is_open:
+            batch.troubles += 1
+        self.circuit.trouble(batch.conversation_id, now, _detail(verdict))
+
+    def _spent(self, batch: Batch, now: float) -> bool:
+        """Whether attempts or age are used up while others get through."""
+        if batch.began_at is None or not self.circuit.healthy_for_others(batch.conversation_id, batch.began_at):
+            return False
+        age = now - batch.began_at - (self.circuit.open_seconds(now) - batch.open_at_start)
+        return batch.troubles >= self._policy.max_attempts or age > self._policy.max_age_seconds
+
+    def _exhaust(self, batch: Batch, verdict: Verdict) -> Result:
+        if batch.unsettled is None and len(batch.events) > 1:
+            return Result(parts=[self._part(batch, [event], last_chance=True) for event in batch.events])
+        fate = "not_stored" if batch.unsettled is None else "unknown"
+        dead = Dead(Reason.EXHAUSTED, verdict.code, verdict.message, verdict.status, batch.attempts, fate)
+        return Result([DeadLettered(batch.events, dead)])
+
+    def _backoff(self, setbacks: int, limit: float | None = None) -> float:
+        """Exponential back-off with full jitter, in seconds."""
+        ceiling = min(
+            self._policy.backoff_initial_seconds * 2.0 ** min(setbacks - 1, 30),
+            self._policy.backoff_max_seconds,
+            self._policy.backoff_max_seconds if limit is None else limit,
+        )
+        return self._random() * ceiling
+
+
+def operator_reason(verdict: Verdict) -> CircuitReason:
+    """Which of the things that an operator mends this is."""
+    code = verdict.code.lower()
+    if code == "tls_error":
+        return CircuitReason.TLS
+    if "quota" in code or "bill" in code or code in {"arrearage", "commoditynotpurchased"}:
+        return CircuitReason.UNPAID_OR_QUOTA
+    if verdict.status in {402, 429}:
+        return CircuitReason.UNPAID_OR_QUOTA
+    if verdict.status in {401, 407} or "key" in code:
+        return CircuitReason.KEY_REJECTED
+    return CircuitReason.WRONG_URL
+
+
+def _detail(verdict: Verdict) -> str:
+    return f"{verdict.code}: {verdict.message}" if verdict.message else verdict.code

@@ -1,0 +1,261 @@
+"""Lanes of conversations: which batch goes next, and when.
+
+Decides grouping and order: events of one conversation wait in one lane of one partition; a lane has
+one batch in flight; a batch is due by size, bytes or window; lanes take turns. It knows no clock (time
+is an argument), no API, no Kafka, and not what became of a batch beyond "again", "split" and "done".
+
+Two structures order the work. ``_ready`` is a queue of lanes with a due batch: first due, first served,
+and a lane that has more goes to the end, so a busy conversation cannot starve a quiet one. ``_timers``
+is a heap of lanes that wait for their window or their back-off; an entry whose lane has moved on since
+is recognised by its token and skipped.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING
+
+from service.core.model import Batch, FlushReason
+from service.core.watermark import Watermark
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.core.model import Event
+
+BODY_OVERHEAD_BYTES = len(b'{"items":[]}') - 1
+"""What a request body adds to its items, each counted with one comma."""
+
+
+class LaneState(enum.Enum):
+    """Where a lane stands."""
+
+    WAITING = "waiting"
+    """For its window or its back-off; a live timer holds it, or nothing waits in it."""
+    READY = "ready"
+    IN_FLIGHT = "in_flight"
+
+
+class Lane:
+    """One conversation on one partition: what waits, and the parts of a batch under way."""
+
+    __slots__ = ("bytes", "conversation_id", "partition", "parts", "state", "token", "waiting")
+
+    def __init__(self, partition: Partition, conversation_id: str) -> None:
+        self.partition = partition
+        self.conversation_id = conversation_id
+        self.waiting: list[Event] = []
+        self.bytes = 0
+        self.parts: list[Batch] = []
+        """What was cut and has no outcome: the batch under way first, then what a split left behind it."""
+        self.state = LaneState.WAITING
+        self.token = 0
+
+
+class Partition:
+    """The state of one partition for one assignment.
+
+    A new object each time the partition is assigned: what comes late for an earlier assignment finds
+    an object that is no longer ``alive`` and changes nothing that counts.
+    """
+
+    __slots__ = (
+        "alive", "buffered_bytes", "buffered_events", "draining", "in_flight", "lanes", "number", "unsettled",
+        "watermark",
+    )  # fmt: skip
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.watermark = Watermark()
+        self.lanes: dict[str, Lane] = {}
+        self.alive = True
+        self.draining = False
+        self.in_flight = 0
+        """Batches taken and neither done nor put back."""
+        self.unsettled = 0
+        """Batches put back whose last attempt is of unknown fate."""
+        self.buffered_events = 0
+        self.buffered_bytes = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way that a drain waits for."""
+        return self.in_flight > 0 or self.unsettled > 0
+
+    def settle(self, events: Sequence[Event]) -> None:
+        """Note that the outcome of each of ``events`` is stored: the position may move past them."""
+        settle = self.watermark.settle
+        freed = 0
+        for event in events:
+            settle(event.offset)
+            freed += event.size
+        self.buffered_events -= len(events)
+        self.buffered_bytes -= freed
+
+
+class Grouper:
+    """All lanes of all assigned partitions."""
+
+    __slots__ = ("_max_bytes", "_max_items", "_ready", "_timers", "_token", "_window", "partitions")
+
+    def __init__(self, *, max_items: int, max_bytes: int, window_seconds: float) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes - BODY_OVERHEAD_BYTES
+        self._window = window_seconds
+        self._ready: deque[Lane] = deque()
+        self._timers: list[tuple[float, int, Lane]] = []
+        self._token = 0
+        self.partitions: dict[int, Partition] = {}
+
+    def assign(self, number: int) -> Partition:
+        """Begin an assignment of partition ``number``."""
+        partition = self.partitions[number] = Partition(number)
+        return partition
+
+    def drain(self, number: int) -> None:
+        """Start no new batch of this partition; only attempts of unknown fate are still settled."""
+        self.partitions[number].draining = True
+
+    def revoke(self, number: int) -> None:
+        """End the assignment: what is buffered is dropped, its next owner reads it again."""
+        partition = self.partitions.pop(number)
+        partition.alive = False
+        partition.lanes = {}
+        partition.buffered_events = partition.buffered_bytes = 0
+
+    def add(self, partition: Partition, event: Event, now: float) -> None:
+        """Put ``event``, read at ``now``, at the end of its conversation's lane."""
+        partition.watermark.received(event.offset)
+        partition.buffered_events += 1
+        partition.buffered_bytes += event.size
+        event.read_at = now
+        lane = partition.lanes.get(event.conversation_id)
+        if lane is None:
+            lane = partition.lanes[event.conversation_id] = Lane(partition, event.conversation_id)
+        waiting = lane.waiting
+        waiting.append(event)
+        lane.bytes += len(event.item) + 1
+        # Behind a batch under way or in back-off a lane only fills; it is looked at when that is done.
+        if lane.state is LaneState.WAITING and not lane.parts:
+            if len(waiting) >= self._max_items or lane.bytes >= self._max_bytes or self._window <= 0:
+                self._make_ready(lane)
+            elif len(waiting) == 1:
+                self._set_timer(lane, now + self._window)
+
+    def take(self, now: float) -> Batch | None:
+        """Take the batch whose turn it is, or ``None`` while none is due.
+
+        A batch taken is in flight until `again`, `split` or `done` is called with it.
+        """
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            _, token, lane = heapq.heappop(timers)
+            if lane.token == token:
+                self._make_ready(lane)
+        while self._ready:
+            lane = self._ready.popleft()
+            partition = lane.partition
+            if not partition.alive:
+                continue
+            if partition.draining and not (lane.parts and lane.parts[0].unsettled):
+                lane.state = LaneState.WAITING
+                continue
+            if not lane.parts:
+                lane.parts.append(self._cut(lane, now))
+            batch = lane.parts[0]
+            lane.state = LaneState.IN_FLIGHT
+            partition.in_flight += 1
+            if batch.unsettled:
+                partition.unsettled -= 1
+            return batch
+        return None
+
+    def deadline(self) -> float | None:
+        """When `take` should be asked next: a time, ``-inf`` for at once, ``None`` for not before an `add`."""
+        if self._ready:
+            return float("-inf")
+        timers = self._timers
+        while timers and (timers[0][2].token != timers[0][1] or not timers[0][2].partition.alive):
+            heapq.heappop(timers)
+        return timers[0][0] if timers else None
+
+    def again(self, batch: Batch, at: float) -> None:
+        """Put a taken batch back, to be taken again not before ``at``; the lane waits with it."""
+        lane = self._put_down(batch)
+        if batch.unsettled:
+            lane.partition.unsettled += 1
+        self._set_timer(lane, at)
+
+    def split(self, batch: Batch, parts: Sequence[Batch], now: float) -> None:
+        """Put a taken batch back as ``parts``, which go in this order, one after the other."""
+        lane = self._put_down(batch)
+        lane.parts[:1] = parts
+        self._next(lane, now)
+
+    def done(self, batch: Batch, now: float) -> None:
+        """Every event of a taken batch has its outcome decided: the lane is free for the next one."""
+        lane = self._put_down(batch)
+        del lane.parts[0]
+        self._next(lane, now)
+
+    def _put_down(self, batch: Batch) -> Lane:
+        lane = batch.lane
+        lane.partition.in_flight -= 1
+        lane.state = LaneState.WAITING
+        return lane
+
+    def _next(self, lane: Lane, now: float) -> None:
+        """Decide what a lane that has just become free does next."""
+        if not lane.partition.alive:
+            return
+        if lane.parts:
+            self._make_ready(lane)
+        elif not lane.waiting:
+            del lane.partition.lanes[lane.conversation_id]
+        elif len(lane.waiting) >= self._max_items or lane.bytes >= self._max_bytes:
+            self._make_ready(lane)
+        else:
+            due = lane.waiting[0].read_at + self._window
+            if due <= now:
+                self._make_ready(lane)
+            else:
+                self._set_timer(lane, due)
+
+    def _make_ready(self, lane: Lane) -> None:
+        lane.token = 0
+        lane.state = LaneState.READY
+        self._ready.append(lane)
+
+    def _set_timer(self, lane: Lane, at: float) -> None:
+        self._token += 1
+        lane.token = self._token
+        heapq.heappush(self._timers, (at, self._token, lane))
+
+    def _cut(self, lane: Lane, now: float) -> Batch:
+        waiting = lane.waiting
+        count = len(waiting)
+        max_bytes = self._max_bytes
+        reason = FlushReason.SIZE if count >= self._max_items else FlushReason.WINDOW
+        if count <= self._max_items and lane.bytes <= max_bytes:
+            events = waiting
+            if lane.bytes == max_bytes and reason is FlushReason.WINDOW:
+                reason = FlushReason.BYTES
+            lane.waiting = []
+            lane.bytes = 0
+        else:
+            count = taken = 0
+            for event in waiting[: self._max_items]:
+                size = len(event.item) + 1
+                if count and taken + size > max_bytes:
+                    reason = FlushReason.BYTES
+                    break
+                taken += size
+                count += 1
+            if taken > max_bytes:
+                reason = FlushReason.BYTES
+            events = waiting[:count]
+            del waiting[:count]
+            lane.bytes -= taken
+        return Batch(lane, events, reason, now - events[0].read_at)
