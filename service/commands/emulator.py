@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from typing import TYPE_CHECKING
 
+from service.emulator.faults import FaultScriptError, load_faults
 from service.emulator.server import EmulatorServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def run_emulator(
@@ -15,10 +20,16 @@ async def run_emulator(
     port: int,
     key: str | None,
     latency_seconds: float,
+    faults_file: Path | None,
     seed: int,
     create_on_write: bool,
 ) -> int:
     """Serve until SIGINT or SIGTERM; print the base URL once it answers. Returns the exit code."""
+    try:
+        faults = load_faults(faults_file) if faults_file is not None else None
+    except FaultScriptError as error:
+        sys.stderr.write(f"convoy emulator: {error}\n")
+        return 2
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -28,6 +39,7 @@ async def run_emulator(
         port=port,
         key=key,
         latency_seconds=latency_seconds,
+        faults=faults,
         seed=seed,
         create_on_write=create_on_write,
     )

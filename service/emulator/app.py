@@ -1,7 +1,14 @@
-"""The emulated API as a plain ASGI application over the store.
+"""The emulator as a plain ASGI application: the API under its prefix, and what happens to its requests.
 
-Decides which operation a request means and in which order key, body and conversation are judged. What the API
-accepts and how answers look is the contract's; what is stored is the store's.
+Decides in which order a request meets the fault script, the latency and the API, and what is counted. What goes
+wrong is the script's decision, what is stored the API's, how the bytes leave the wire's.
+
+Under `/_emulator`, beside the API and without a key, one may look inside:
+
+- `GET /_emulator/stats`: requests by operation and outcome, concurrency, items stored, what each fault rule did.
+- `GET /_emulator/dump`: JSON lines, one a conversation: `{"conversation_id", "items": [{"id", "role", "text",
+  "created_ms"}]}`, items in the order in which they were stored.
+- `GET` and `PUT /_emulator/faults`: the script being played; putting one starts it from its beginning.
 """
 
 from __future__ import annotations
@@ -9,237 +16,217 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
 from service.emulator import contract
-from service.emulator.contract import Answer, Operation, Refusal
+from service.emulator.contract import WRITES, Answer
+from service.emulator.fault_play import Arrival, Decision, FaultPlay, Scripted
+from service.emulator.faults import Cut, Drip, FaultScriptError, FewerItems, HalfJson, Silence, Stores, read_faults
+from service.emulator.tally import Tally
+from service.emulator.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Callable, Iterator
 
-    from service.emulator.store import Conversation, Store
+    from service.emulator.api import Api, Request
+    from service.emulator.wire import Receive, Scope, Send
 
-    Scope = MutableMapping[str, Any]
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
+_CONTROL = "/_emulator/"
+_DUMP_CHUNK_BYTES = 64 * 1024
 
-_OPERATIONS: dict[tuple[int, str], Operation] = {
-    (0, "POST"): "create_conversation",
-    (1, "GET"): "retrieve_conversation",
-    (1, "POST"): "update_conversation",
-    (1, "DELETE"): "delete_conversation",
-    (2, "POST"): "create_items",
-    (2, "GET"): "list_items",
-    (3, "GET"): "retrieve_item",
-    (3, "DELETE"): "delete_item",
-}
-"""Operation by the number of path segments behind `/conversations` and the method."""
-
-
-class Request(msgspec.Struct):
-    """One request for an operation of the API, read in full."""
-
-    operation: Operation
-    conversation_id: str
-    item_id: str
-    query: dict[str, str]
-    authorization: bytes | None
-    body: bytes
+_encode = msgspec.json.Encoder().encode
 
 
 class EmulatorApp:
-    """ASGI application: the API under `prefix`, a gateway's 404 elsewhere."""
+    """ASGI application over an API and a fault script.
+
+    `latency_seconds` is what the API's own work takes, before it stores or reads; what a fault refuses without
+    any work does not wait for it. `clock` drives the fault script's seconds and the statistics.
+    """
 
     def __init__(
         self,
-        store: Store,
+        api: Api,
+        faults: FaultPlay,
         *,
-        key: str | None = None,
         latency_seconds: float = 0.0,
-        create_on_write: bool = False,
-        prefix: str = "/v1",
-        max_body_bytes: int = 8 * 1024 * 1024,
-        timestamps_in_seconds: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.store = store
-        self._key = key
+        self.api = api
+        self.faults = faults
+        self.tally = Tally(now=clock())
+        self.late_landings: set[asyncio.Task[None]] = set()
         self._latency_seconds = latency_seconds
-        self._create_on_write = create_on_write
-        self._root = prefix.rstrip("/").encode() + b"/conversations"
-        self._max_body_bytes = max_body_bytes
-        self._timestamps_in_seconds = timestamps_in_seconds
-        self._requests = 0
+        self._clock = clock
+        self._arrived = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         assert scope["type"] == "http"
-        body = await _read_body(receive, self._max_body_bytes)
+        self._arrived += 1
+        request_id = f"req_{self._arrived:016x}"
+        wire = Wire(scope, receive, send, request_id=request_id)
+        body = await wire.read_body(self.api.max_body_bytes)
         if body is None:
             return
-        self._requests += 1
-        routed = self._route(scope, body)
-        if isinstance(routed, Answer):
-            await self._send(send, routed)
+        path: str = scope["path"]
+        if path.startswith(_CONTROL):
+            await self._control(scope["method"], path.removeprefix(_CONTROL), body, wire)
             return
-        if self._latency_seconds:
-            await asyncio.sleep(self._latency_seconds)
-        await self._send(send, self._work(routed))
-
-    def _route(self, scope: Scope, body: bytes) -> Request | Answer:
-        path: bytes = scope["raw_path"]
-        root = self._root
-        if not path.startswith(root) or path[len(root) : len(root) + 1] not in {b"", b"/"}:
-            return contract.gateway_not_found()
-        # Split before decoding: an encoded slash belongs to the id.
-        segments = path[len(root) :].split(b"/")[1:]
-        depth = len(segments)
-        if depth > 3 or b"" in segments or (depth > 1 and segments[1] != b"items"):
-            return contract.gateway_not_found()
-        operation = _OPERATIONS.get((depth, scope["method"]))
-        if operation is None:
-            return contract.gateway_method_not_allowed([method for at, method in _OPERATIONS if at == depth])
+        request = self.api.read_request(scope, body)
+        if isinstance(request, Answer):
+            self.tally.count("unknown", str(request.status))
+            await wire.answer(request)
+            return
+        arrival = Arrival(
+            request.operation,
+            request.conversation_id,
+            request.items,
+            request.body_bytes,
+            self.tally.writing(request.conversation_id),
+            request_id,
+        )
+        decision = self.faults.decide(arrival, now=self._clock())
         try:
-            ids = [unquote_to_bytes(segment).decode() for segment in segments]
-        except UnicodeDecodeError:
-            return contract.gateway_not_found()
-        authorization = next((value for name, value in scope["headers"] if name == b"authorization"), None)
-        return Request(
-            operation,
-            ids[0] if depth > 0 else "",
-            ids[2] if depth > 2 else "",
-            dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
-            authorization,
-            body,
-        )
+            outcome = await self._play(decision, request, wire)
+        finally:
+            self.faults.release(decision)
+        self.tally.count(request.operation, outcome)
 
-    # -- the API ---------------------------------------------------------------------------------------
+    async def _play(self, decision: Decision, request: Request, wire: Wire) -> str:
+        """Let one request have what was decided; returns what its client saw."""
+        effect = decision.effect
+        if isinstance(effect, Scripted | Cut) and effect.stores == "none":
+            # Refused at the door: the API never sees it, and it is not in flight.
+            await _sleep(decision.wait_before_seconds + decision.wait_when_done_seconds)
+            return await _break_off(effect, wire)
+        is_write = request.operation in WRITES
+        self.tally.begin(now=self._clock())
+        if is_write:
+            self.tally.begin_write(request.conversation_id)
+        landing = None
+        try:
+            await _sleep(decision.wait_before_seconds)
+            if isinstance(effect, Scripted | Cut | Silence) and effect.lands_after_seconds:
+                landing = asyncio.create_task(self._land(request, effect))
+                self.late_landings.add(landing)
+                landing.add_done_callback(self.late_landings.discard)
+            return await self._work(request, decision, wire)
+        finally:
+            self.tally.end(now=self._clock())
+            # What has yet to land keeps its conversation busy.
+            if is_write and landing is None:
+                self.tally.end_write(request.conversation_id)
 
-    def _work(self, request: Request) -> Answer:
-        done = contract.check_key(request.authorization, self._key) or self._perform(request)
-        return contract.refusal_answer(done) if isinstance(done, Refusal) else done
+    async def _work(self, request: Request, decision: Decision, wire: Wire) -> str:
+        effect = decision.effect
+        stores: Stores = "all"
+        if isinstance(effect, Scripted | Cut | Silence):
+            stores = "none" if effect.lands_after_seconds else effect.stores
+        elif isinstance(effect, FewerItems):
+            stores = effect.stores
+        answer = None
+        if stores != "none":
+            await _sleep(self._latency_seconds)
+            listed = effect.listed if isinstance(effect, FewerItems) else None
+            answer = self.api.perform(request, keep=_keep(stores), listed=listed)
+        await _sleep(decision.wait_when_done_seconds)
+        # The API's own refusal goes out as it is, whatever the script says: a fault that is to be felt after
+        # storing must not pretend that something was stored.
+        if answer is not None and answer.status >= 400:
+            effect = None
+        if isinstance(effect, Scripted | Cut | Silence):
+            return await _break_off(effect, wire)
+        assert answer is not None
+        return await _give(answer, effect, wire)
 
-    def _perform(self, request: Request) -> Answer | Refusal:
-        if len(request.body) > self._max_body_bytes:
-            return contract.body_too_large(self._max_body_bytes)
-        document = contract.read_document(request.body)
-        if isinstance(document, Refusal):
-            return document
-        if request.operation == "create_conversation":
-            return self._create_conversation(document)
-        conversation = self.store.conversations.get(request.conversation_id)
-        if request.operation == "create_items":
-            return self._create_items(request, document, conversation)
-        if conversation is None:
-            return contract.conversation_not_found(request.conversation_id)
-        return self._on_conversation(request, document, conversation)
+    async def _land(self, request: Request, effect: Scripted | Cut | Silence) -> None:
+        try:
+            await asyncio.sleep(effect.lands_after_seconds)
+            self.api.perform(request, keep=_keep(effect.stores))
+        finally:
+            if request.operation in WRITES:
+                self.tally.end_write(request.conversation_id)
 
-    def _on_conversation(
-        self, request: Request, document: dict[str, Any], conversation: Conversation
-    ) -> Answer | Refusal:
-        match request.operation:
-            case "update_conversation":
-                return self._update_conversation(conversation, document)
-            case "delete_conversation":
-                self.store.delete_conversation(conversation)
-                return contract.conversation_deleted_answer(conversation)
-            case "list_items":
-                return self._list_items(conversation, request.query)
-            case "retrieve_item" | "delete_item":
-                return self._one_item(conversation, request)
+    # -- a look inside ---------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Return the statistics, as `GET /_emulator/stats` shows them."""
+        store = self.api.store
+        return {
+            **self.tally.snapshot(now=self._clock()),
+            "conversations": len(store.conversations),
+            "items_stored": store.items_stored,
+            "late_landings": len(self.late_landings),
+            "faults": self.faults.counts(),
+        }
+
+    async def _control(self, method: str, name: str, body: bytes, wire: Wire) -> None:
+        match method, name:
+            case "GET", "stats":
+                await wire.answer(contract.json_answer(self.stats()))
+            case "GET", "dump":
+                await wire.stream(b"application/x-ndjson", self._dump())
+            case "GET", "faults":
+                await wire.answer(contract.json_answer(self.faults.script))
+            case "PUT", "faults":
+                await wire.answer(self._put_faults(body))
             case _:
-                return self._show(conversation)
+                await wire.answer(contract.gateway_not_found())
 
-    def _create_conversation(self, document: dict[str, Any]) -> Answer | Refusal:
-        metadata = contract.read_metadata(document, required=False)
-        if isinstance(metadata, Refusal):
-            return metadata
-        items = contract.read_items(document, required=False)
-        if isinstance(items, Refusal):
-            return items
-        now_ms = _now_ms()
-        conversation = self.store.create_conversation(now_ms=now_ms, metadata=metadata)
-        self.store.append(conversation, items, now_ms=now_ms)
-        return self._show(conversation)
+    def _put_faults(self, body: bytes) -> Answer:
+        try:
+            script = read_faults(msgspec.json.decode(body))
+        except (FaultScriptError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return contract.json_answer({"error": str(error)}, status=400)
+        self.faults.play(script, now=self._clock())
+        return contract.json_answer(script)
 
-    def _create_items(
-        self, request: Request, document: dict[str, Any], conversation: Conversation | None
-    ) -> Answer | Refusal:
-        if conversation is None and not self._create_on_write:
-            return contract.conversation_not_found(request.conversation_id)
-        items = contract.read_items(document, required=True)
-        if isinstance(items, Refusal):
-            return items
-        now_ms = _now_ms()
-        if conversation is None:
-            conversation = self.store.create_conversation(
-                now_ms=now_ms, conversation_id=request.conversation_id
-            )
-        return contract.items_answer(self.store.append(conversation, items, now_ms=now_ms), has_more=False)
-
-    def _update_conversation(self, conversation: Conversation, document: dict[str, Any]) -> Answer | Refusal:
-        metadata = contract.read_metadata(document, required=True)
-        if isinstance(metadata, Refusal):
-            return metadata
-        conversation.metadata = metadata
-        return self._show(conversation)
-
-    def _list_items(self, conversation: Conversation, query: dict[str, str]) -> Answer | Refusal:
-        wanted = contract.read_list_query(query)
-        if isinstance(wanted, Refusal):
-            return wanted
-        after = None
-        if wanted.after is not None:
-            after = self.store.item(conversation, wanted.after)
-            if after is None:
-                return contract.cursor_not_found(wanted.after)
-        page, has_more = self.store.page(
-            conversation, after=after, limit=wanted.limit, newest_first=wanted.newest_first
-        )
-        return contract.items_answer(page, has_more=has_more)
-
-    def _one_item(self, conversation: Conversation, request: Request) -> Answer | Refusal:
-        item = self.store.item(conversation, request.item_id)
-        if item is None:
-            return contract.item_not_found(request.item_id, conversation.id)
-        if request.operation == "retrieve_item":
-            return contract.item_answer(item)
-        self.store.delete_item(item)
-        # Deleting an item shows the conversation it was taken from.
-        return self._show(conversation)
-
-    def _show(self, conversation: Conversation) -> Answer:
-        return contract.conversation_answer(conversation, in_seconds=self._timestamps_in_seconds)
-
-    async def _send(self, send: Send, answer: Answer) -> None:
-        headers = [
-            (b"content-type", answer.content_type),
-            (b"content-length", b"%d" % len(answer.body)),
-            (b"x-request-id", b"req_%016x" % self._requests),
-            *answer.headers,
-        ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+    def _dump(self) -> Iterator[bytes]:
+        chunk = bytearray()
+        for conversation in list(self.api.store.conversations.values()):
+            items = [
+                {"id": item.id, "role": item.role, "text": item.text, "created_ms": item.created_ms}
+                for item in conversation.items()
+            ]
+            chunk += _encode({"conversation_id": conversation.id, "items": items})
+            chunk += b"\n"
+            if len(chunk) >= _DUMP_CHUNK_BYTES:
+                yield bytes(chunk)
+                chunk.clear()
+        yield bytes(chunk)
 
 
-def _now_ms() -> int:
-    return int(time.time() * 1000)
+async def _break_off(effect: Scripted | Cut | Silence, wire: Wire) -> str:
+    match effect:
+        case Scripted():
+            await wire.answer(effect.answer)
+            return str(effect.answer.status)
+        case Cut():
+            await wire.cut(reset=effect.reset)
+            return "cut"
+        case Silence():
+            await wire.wait_until_gone()
+            return "silence"
 
 
-async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
-    """Read a request to its end, or None where the client left first.
+async def _give(answer: Answer, effect: Drip | HalfJson | FewerItems | None, wire: Wire) -> str:
+    match effect:
+        case Drip():
+            await wire.drip(answer, seconds=effect.seconds)
+        case HalfJson():
+            await wire.answer_half(answer, cut=effect.cut)
+        case _:
+            await wire.answer(answer)
+    return str(answer.status)
 
-    Of a body that is too large only enough is kept to show it: an answer before the client has written all
-    of it would often reach it as a broken connection.
-    """
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        if len(body) <= max_bytes:
-            body += message["body"]
-        if not message.get("more_body", False):
-            return body
+
+def _keep(stores: Stores) -> int | None:
+    return stores if isinstance(stores, int) else None
+
+
+async def _sleep(seconds: float) -> None:
+    # A sleep of nothing would still let other requests overtake: without a delay, a request is one turn.
+    if seconds > 0:
+        await asyncio.sleep(seconds)

@@ -30,6 +30,13 @@ Operation = Literal[
     "delete_item",
 ]
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
+WRITES: Final[tuple[Operation, ...]] = (
+    "update_conversation",
+    "delete_conversation",
+    "create_items",
+    "delete_item",
+)
+"""The operations that change a conversation; two of them at a time may be refused as `conversation_locked`."""
 
 ErrorForm = Literal["openai", "flat", "dashscope", "text", "html"]
 """How an error looks: nested, flat, DashScope's own style, or no JSON at all (SPEC §2)."""
@@ -165,8 +172,7 @@ def read_items(document: Mapping[str, Any], *, required: bool) -> list[NewItem] 
     if required and not items:
         return Refusal(
             400,
-            "Invalid 'items': empty array. Expected an array with minimum length 1,"
-            " but got an empty array instead.",
+            "Invalid 'items': empty array. Expected an array with minimum length 1, but got an empty array instead.",
             "empty_array",
             "items",
         )
@@ -225,9 +231,7 @@ def _check_part(part: Any, at: str) -> Refusal | None:
         return _wrong_type(at, "an object", part)
     refusal = _check_choice(part.get("type"), _PARTS, f"{at}.type")
     if refusal is None and part["type"] in _TEXT_PARTS and not isinstance(part.get("text"), str):
-        return (
-            _wrong_type(f"{at}.text", "a string", part["text"]) if "text" in part else _missing(f"{at}.text")
-        )
+        return _wrong_type(f"{at}.text", "a string", part["text"]) if "text" in part else _missing(f"{at}.text")
     return refusal
 
 
@@ -300,9 +304,7 @@ def _missing(at: str) -> Refusal:
 
 def _wrong_type(at: str, expected: str, found: Any) -> Refusal:
     name = type(found).__name__
-    return Refusal(
-        400, f"Invalid type for '{at}': expected {expected}, but got {name} instead.", "invalid_type", at
-    )
+    return Refusal(400, f"Invalid type for '{at}': expected {expected}, but got {name} instead.", "invalid_type", at)
 
 
 def _check_choice(value: Any, choices: Sequence[str], at: str) -> Refusal | None:
@@ -312,9 +314,7 @@ def _check_choice(value: Any, choices: Sequence[str], at: str) -> Refusal | None
         return _wrong_type(at, "a string", value)
     if value not in choices:
         supported = ", ".join(f"'{choice}'" for choice in choices)
-        return Refusal(
-            400, f"Invalid value: '{value}'. Supported values are: {supported}.", "invalid_value", at
-        )
+        return Refusal(400, f"Invalid value: '{value}'. Supported values are: {supported}.", "invalid_value", at)
     return None
 
 
@@ -333,9 +333,7 @@ def item_not_found(item_id: str, conversation_id: str) -> Refusal:
 
 def cursor_not_found(item_id: str) -> Refusal:
     """Refuse to list from an item that is not there."""
-    return Refusal(
-        400, f"Invalid 'after': no item with id '{item_id}' in this conversation.", "invalid_value", "after"
-    )
+    return Refusal(400, f"Invalid 'after': no item with id '{item_id}' in this conversation.", "invalid_value", "after")
 
 
 def body_too_large(max_bytes: int) -> Refusal:
@@ -370,6 +368,4 @@ def items_answer(items: Sequence[Item], *, has_more: bool) -> Answer:
     """Show a page of items, put together from their stored documents without encoding any of them again."""
     first_id, last_id = (f'"{items[0].id}"', f'"{items[-1].id}"') if items else ("null", "null")
     tail = f'],"first_id":{first_id},"last_id":{last_id},"has_more":{"true" if has_more else "false"}}}'
-    return Answer(
-        200, b'{"object":"list","data":[' + b",".join([item.document for item in items]) + tail.encode()
-    )
+    return Answer(200, b'{"object":"list","data":[' + b",".join([item.document for item in items]) + tail.encode())

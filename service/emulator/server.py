@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from service.emulator.api import Api
 from service.emulator.app import EmulatorApp
+from service.emulator.fault_play import FaultPlay
+from service.emulator.faults import FaultScript
 from service.emulator.store import Store
+from service.emulator.wire import TRANSPORT_EXTENSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 # Longer than any client keeps an idle connection: a server that closes first cuts requests just being
@@ -31,7 +37,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"emulator.transport": {"transport": self.transport}}
+        self.scope["extensions"] = {TRANSPORT_EXTENSION: {"transport": self.transport}}
 
 
 class EmulatorServer:
@@ -53,22 +59,26 @@ class EmulatorServer:
         port: int = 0,
         key: str | None = None,
         latency_seconds: float = 0.0,
+        faults: FaultScript | None = None,
         seed: int = 0,
         create_on_write: bool = False,
         prefix: str = "/v1",
         max_body_bytes: int = 8 * 1024 * 1024,
         timestamps_in_seconds: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = Store(seed=seed)
-        self.app = EmulatorApp(
+        self.faults = FaultPlay(faults or FaultScript(), seed=seed, now=clock())
+        api = Api(
             self.store,
             key=key,
-            latency_seconds=latency_seconds,
             create_on_write=create_on_write,
             prefix=prefix,
             max_body_bytes=max_body_bytes,
             timestamps_in_seconds=timestamps_in_seconds,
         )
+        self.app = EmulatorApp(api, self.faults, latency_seconds=latency_seconds, clock=clock)
+        self._clock = clock
         self.origin = ""
         self._host = host
         self._port = port
@@ -109,6 +119,19 @@ class EmulatorServer:
     ) -> None:
         await self.stop()
 
+    def play(self, script: FaultScript) -> None:
+        """Play a fault script from its beginning, in place of the one before."""
+        self.faults.play(script, now=self._clock())
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was asked and what came of it, as `GET /_emulator/stats` shows it."""
+        return self.app.stats()
+
+    async def landed(self) -> None:
+        """Wait until everything that was to be stored late is stored."""
+        while self.app.late_landings:
+            await asyncio.wait(self.app.late_landings)
+
     async def stop(self) -> None:
         """Close the socket and every connection at once, whatever is under way on it."""
         if self._server is None:
@@ -120,7 +143,7 @@ class EmulatorServer:
         # uvicorn would answer for a request that ends without an answer.
         while self._state.connections:  # noqa: ASYNC110 - the loop has no event for it
             await asyncio.sleep(0)
-        tasks = list(self._state.tasks)
+        tasks = [*self._state.tasks, *self.app.late_landings]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
