@@ -3,11 +3,11 @@
 #
 # Uses a Docker engine when one answers, else buildah and podman (Debian: apt-get install buildah podman runc mmdebstrap).
 # Where the official base image cannot be pulled, a Debian trixie base (Python 3.13 too) stands in for it and is said so.
-# CONVOY_IMAGE names the image; CONVOY_IMAGE_SKIP_BUILD=1 tests one that is already there.
+# CONVOY_TEST_IMAGE names the image; CONVOY_TEST_IMAGE_BUILT=1 tests one that is already there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-image=${CONVOY_IMAGE:-localhost/convoy:test}
+image=${CONVOY_TEST_IMAGE:-localhost/convoy:test}
 base=$(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile)
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' service/__init__.py)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -63,7 +63,7 @@ build() {
 confined=(--network host --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user 10001:10001)
 inside() { "${engine[@]}" run --rm "${limits[@]}" "${confined[@]}" "$@"; }
 
-if [ -z "${CONVOY_IMAGE_SKIP_BUILD:-}" ]; then
+if [ -z "${CONVOY_TEST_IMAGE_BUILT:-}" ]; then
   say "build $image on $base"
   build
 fi
@@ -104,7 +104,7 @@ echo ok
 
 say "convoy run with no broker: alive, not ready, and SIGTERM ends it with 0"
 service=$("${engine[@]}" run -d "${limits[@]}" "${confined[@]}" --env CONVOY_API__KEY=sk-image-test \
-  --env CONVOY_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:1 --env "CONVOY_OPS__PORT=${CONVOY_IMAGE_TEST_PORT:-18080}" "$image")
+  --env CONVOY_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:1 --env "CONVOY_OPS__PORT=${CONVOY_TEST_PORT:-18080}" "$image")
 answer() { # PATH: the HTTP status, asked from inside so that no port has to be published
   "${engine[@]}" exec "$service" python3 -c '
 import os, sys, urllib.error, urllib.request
