@@ -13,6 +13,8 @@ from service.emulator.server import EmulatorServer
 if TYPE_CHECKING:
     from pathlib import Path
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 async def run_emulator(
     *,
@@ -32,7 +34,7 @@ async def run_emulator(
         return 2
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     server = EmulatorServer(
         host=host,
@@ -51,4 +53,7 @@ async def run_emulator(
     except OSError as error:
         sys.stderr.write(f"convoy emulator: cannot listen on {host}:{port}: {error.strerror}\n")
         return 1
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
     return 0

@@ -204,8 +204,9 @@ def _read_item(item: Any, at: str) -> NewItem | Refusal:
     content = _read_content(item.get("content"), role, f"{at}.content")
     if isinstance(content, Refusal):
         return content
-    extra = {name: value for name, value in item.items() if name not in _SET_BY_THE_API}
-    return NewItem(role, content, extra)
+    if len(item) == 3:
+        return NewItem(role, content, {})
+    return NewItem(role, content, {name: item[name] for name in item if name not in _SET_BY_THE_API})
 
 
 def _read_content(content: Any, role: str, at: str) -> list[dict[str, Any]] | Refusal:

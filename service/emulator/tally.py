@@ -1,7 +1,7 @@
 """Counts what the emulator was asked and how much of it at a time.
 
-Keeps numbers only. A request counts as in flight from its arrival until the emulator is through with it, whether
-or not its client still waits; one that is refused at the door never counts.
+Keeps numbers only. A request is in flight from its arrival until the emulator is through with its answer, whether
+or not its client still waits; one that is refused at the door never is. A write is at work until it is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Tally:
 
     def __init__(self, *, now: float) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
-        """Finished requests by operation and by what the client saw: a status, `cut`, `silence` or `gone`."""
+        """Finished requests by operation and by what went out: a status, `cut` or `silence`."""
         self.in_flight = 0
         self.max_in_flight = 0
         self.max_writes_of_one_conversation = 0
