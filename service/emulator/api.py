@@ -69,7 +69,7 @@ class Api:
         self.max_body_bytes = max_body_bytes
         self._key = key
         self._create_on_write = create_on_write
-        self._root = prefix.rstrip("/").encode() + b"/conversations"
+        self._root = prefix.encode() + b"/conversations"
         self._timestamps_in_seconds = timestamps_in_seconds
 
     def read_request(self, scope: Mapping[str, Any], body: bytes) -> Request | Answer:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from service.emulator import contract
-from service.emulator.contract import WRITES, Answer
+from service.emulator.contract import WRITES, Answer, Refusal
 from service.emulator.fault_play import Arrival, Decision, FaultPlay, Scripted
 from service.emulator.faults import Cut, Drip, FaultScriptError, FewerItems, HalfJson, Silence, Stores, read_faults
 from service.emulator.tally import Tally
@@ -176,9 +176,12 @@ class EmulatorApp:
                 await wire.answer(contract.gateway_not_found())
 
     def _put_faults(self, body: bytes) -> Answer:
+        document = contract.read_document(body)
+        if isinstance(document, Refusal):
+            return contract.refusal_answer(document, form="flat")
         try:
-            script = read_faults(msgspec.json.decode(body))
-        except (FaultScriptError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            script = read_faults(document)
+        except FaultScriptError as error:
             return contract.json_answer({"error": str(error)}, status=400)
         self.faults.play(script, now=self._clock())
         return contract.json_answer(script)

@@ -8,6 +8,7 @@ error, the `annotations` of an `output_text`), OpenAI's is taken.
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
@@ -121,7 +122,8 @@ def refusal_answer(
 
 def html_page(title: str) -> bytes:
     """Return the kind of page a gateway puts in the API's place."""
-    return f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n".encode()
+    text = html.escape(title, quote=False)
+    return f"<html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>\n".encode()
 
 
 def gateway_not_found() -> Answer:
@@ -155,7 +157,7 @@ def read_document(body: bytes) -> dict[str, Any] | Refusal:
     """Decode a request's body, which has to be a JSON object; an empty one stands for `{}`."""
     try:
         document = _decode(body) if body else {}
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Refusal(400, "We could not parse the JSON body of your request.")
     if not isinstance(document, dict):
         return Refusal(400, "Invalid body: expected an object.", "invalid_type")

@@ -67,6 +67,7 @@ class EmulatorServer:
         timestamps_in_seconds: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
         self.store = Store(seed=seed)
         self.faults = FaultPlay(faults or FaultScript(), seed=seed, now=clock())
         api = Api(

@@ -494,6 +494,16 @@ async def test_it_stops_at_once_whatever_its_connections_are_doing() -> None:
         await call(emulator, "GET", ITEMS)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "base_path"), [("/v1", "/v1"), ("api/v2/compatible-mode/v1/", "/api/v2/compatible-mode/v1"), ("", "")]
+)
+async def test_the_api_can_live_under_any_path(prefix: str, base_path: str) -> None:
+    async with EmulatorServer(prefix=prefix) as emulator:
+        assert emulator.base_url == emulator.origin + base_path
+        assert (await call(emulator, "POST", f"{base_path}/conversations")).status == 200
+        assert (await call(emulator, "POST", "/other/conversations")).document == {"detail": "Not Found"}
+
+
 async def test_two_emulators_share_nothing() -> None:
     async with EmulatorServer(create_on_write=True) as one, EmulatorServer() as other:
         assert one.base_url != other.base_url

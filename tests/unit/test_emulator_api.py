@@ -129,7 +129,7 @@ def test_a_bad_item_is_refused_by_name_and_nothing_is_stored(api: Api, document:
     assert api.store.items_stored == 0
 
 
-@pytest.mark.parametrize("body", [b"{", b"\xff", b"nonsense", b"[1]", b'"x"'])
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"nonsense", b"[1]", b'"x"', b"[" * 5000])
 def test_a_body_that_is_no_json_object_is_refused(api: Api, body: bytes) -> None:
     status, answer = call(api, "POST", ITEMS, body)
     assert status == 400
