@@ -62,9 +62,17 @@ class Partition:
     """
 
     __slots__ = (
-        "alive", "buffered_bytes", "buffered_events", "draining", "in_flight", "lanes", "number", "unsettled",
+        "alive",
+        "buffered_bytes",
+        "buffered_events",
+        "draining",
+        "in_flight",
+        "lanes",
+        "number",
+        "unsettled",
+        "unstored",
         "watermark",
-    )  # fmt: skip
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -76,6 +84,8 @@ class Partition:
         """Batches taken and neither done nor put back."""
         self.unsettled = 0
         """Batches put back whose last attempt is of unknown fate."""
+        self.unstored = 0
+        """Events whose outcome is decided and not yet stored."""
         self.buffered_events = 0
         self.buffered_bytes = 0
 
@@ -110,7 +120,9 @@ class Grouper:
         self.partitions: dict[int, Partition] = {}
 
     def assign(self, number: int) -> Partition:
-        """Begin an assignment of partition ``number``."""
+        """Begin an assignment of partition ``number``; one that was not revoked before ends here."""
+        if number in self.partitions:
+            self.revoke(number)
         partition = self.partitions[number] = Partition(number)
         return partition
 
@@ -122,11 +134,16 @@ class Grouper:
         """End the assignment: what is buffered is dropped, its next owner reads it again."""
         partition = self.partitions.pop(number)
         partition.alive = False
+        for lane in partition.lanes.values():
+            # Timers and the queue still hold the lane for a while; they must not hold its events.
+            lane.waiting = []
         partition.lanes = {}
         partition.buffered_events = partition.buffered_bytes = 0
 
     def add(self, partition: Partition, event: Event, now: float) -> None:
         """Put ``event``, read at ``now``, at the end of its conversation's lane."""
+        if self._timers and self._timers[0][0] <= now:
+            self._wake(now)
         partition.watermark.received(event.offset)
         partition.buffered_events += 1
         partition.buffered_bytes += event.size
@@ -149,11 +166,7 @@ class Grouper:
 
         A batch taken is in flight until `again`, `split` or `done` is called with it.
         """
-        timers = self._timers
-        while timers and timers[0][0] <= now:
-            _, token, lane = heapq.heappop(timers)
-            if lane.token == token:
-                self._make_ready(lane)
+        self._wake(now)
         while self._ready:
             lane = self._ready.popleft()
             partition = lane.partition
@@ -200,6 +213,20 @@ class Grouper:
         del lane.parts[0]
         self._next(lane, now)
 
+    def oldest_age(self, now: float) -> float:
+        """Age, in seconds since it was read, of the oldest event that waits or is in flight; 0 without one."""
+        oldest = self.oldest_lanes(1)
+        return now - oldest[0][0] if oldest else 0.0
+
+    def oldest_lanes(self, count: int) -> list[tuple[float, Lane]]:
+        """The lanes whose first event has waited longest, each with when that was read."""
+        firsts = (
+            ((lane.parts[0].events if lane.parts else lane.waiting)[0].read_at, lane)
+            for partition in self.partitions.values()
+            for lane in partition.lanes.values()
+        )
+        return heapq.nsmallest(count, firsts, key=lambda found: found[0])
+
     def _put_down(self, batch: Batch) -> Lane:
         lane = batch.lane
         lane.partition.in_flight -= 1
@@ -210,6 +237,7 @@ class Grouper:
         """Decide what a lane that has just become free does next."""
         if not lane.partition.alive:
             return
+        self._wake(now)
         if lane.parts:
             self._make_ready(lane)
         elif not lane.waiting:
@@ -222,6 +250,14 @@ class Grouper:
                 self._make_ready(lane)
             else:
                 self._set_timer(lane, due)
+
+    def _wake(self, now: float) -> None:
+        """Queue the lanes whose time has come; called before a lane that becomes due by an event is queued."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            _, token, lane = heapq.heappop(timers)
+            if lane.token == token:
+                self._make_ready(lane)
 
     def _make_ready(self, lane: Lane) -> None:
         lane.token = 0

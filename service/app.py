@@ -1,0 +1,285 @@
+"""The composition root: every part is made here, started and stopped here, and nowhere else.
+
+`create_app` gives FastStream an application to run (``convoy run``, or
+``faststream run service.app:create_app --factory``). Its hooks: before the broker starts, HTTP is served and
+Kafka is waited for; before the broker stops, partitions are drained and positions committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.errors import KafkaError
+from faststream import FastStream
+
+from service import __version__
+from service.conversations.client import Conversations
+from service.core.circuit import Circuit
+from service.core.delivery import Delivery, Policy
+from service.core.grouper import Grouper
+from service.core.limiter import Limiter
+from service.core.readback import Cursors
+from service.kafka.intake import Intake
+from service.kafka.outlet import Outlet, TopicMissingError
+from service.ops import logs
+from service.ops.asgi import AsgiListener
+from service.ops.health import Health
+from service.ops.http import OpsApp
+from service.ops.metrics import Metrics
+from service.pump import Pump
+from service.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+log = logging.getLogger(__name__)
+
+CONNECT_RETRY_SECONDS = 2.0
+STOP_SECONDS = 5.0
+"""To leave the group and close connections, once drained: a broker that is away must not keep us."""
+REGULATE_SECONDS = 0.25
+STATUS_CONVERSATIONS = 10
+
+
+class Service:
+    """All parts of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = time.monotonic
+        self.error: BaseException | None = None
+        """What broke the loop; the process then ends with exit code 1."""
+        self.metrics = Metrics()
+        self.health = Health(self.clock, ready_needs_api=settings.ops.ready_needs_api)
+        self.circuit = Circuit()
+        self.grouper = Grouper(
+            max_items=settings.batch.max_items,
+            max_bytes=settings.batch.max_bytes,
+            window_seconds=settings.batch.window_seconds,
+        )
+        delivery = settings.delivery
+        self.limiter = Limiter(
+            start_concurrency=delivery.start_concurrency,
+            max_concurrency=delivery.max_concurrency,
+            max_requests_per_second=delivery.max_requests_per_second,
+        )
+        policy = Policy(
+            max_attempts=delivery.max_attempts,
+            max_age_seconds=delivery.max_age_seconds,
+            backoff_initial_seconds=delivery.backoff_initial_seconds,
+            backoff_max_seconds=delivery.backoff_max_seconds,
+            settle_seconds=settings.settle_seconds,
+            read_cursor_first=delivery.read_cursor_first,
+        )
+        cursors = Cursors(settings.limits.max_known_conversations)
+        self.conversations = Conversations(settings.api, version=__version__)
+        self.outlet = Outlet(settings.kafka, self.metrics, fatal=self.fail)
+        self.pump = Pump(
+            settings,
+            self.grouper,
+            self.limiter,
+            Delivery(policy, self.circuit, cursors, random.random),
+            self.conversations,
+            self.outlet,
+            self.metrics,
+            self.health,
+            settled=self._regulate_if_paused,
+            fatal=self.fail,
+            clock=self.clock,
+        )
+        self.intake = Intake(
+            settings,
+            self.grouper,
+            self.metrics,
+            self.health,
+            refuse=self.pump.refuse,
+            arrived=self.pump.wake,
+            drain=self.pump.drain,
+            fatal=self.fail,
+            clock=self.clock,
+        )
+        self.intake.held = lambda: self.circuit.is_open or self.health.draining
+        self.health.circuit_reason = lambda: self.circuit.reason
+        self.listener = AsgiListener(
+            OpsApp(self.metrics.registry, self.health, self.status), settings.ops.host, settings.ops.port
+        )
+        self.app: FastStream | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listening = False
+        self._declare_gauges()
+
+    # The life of the process
+
+    async def start(self) -> None:
+        """Serve HTTP, wait for Kafka, start the loop."""
+        self.health.started()
+        await self.listener.__aenter__()
+        self._listening = True
+        await self.conversations.__aenter__()
+        self._spawn(self.pump.run(), "pump")
+        await self._connect()
+        self.health.waiting_for = "the consumer group"
+        self._spawn(self._keep_house(), "housekeeping")
+
+    async def drain(self) -> None:
+        """Stop reading, finish what is in flight, store, commit."""
+        self.health.draining = True
+        self.intake.regulate()
+        if self.error is None:
+            await self.intake.revoked(list(self.grouper.partitions))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pump.stop()
+        await self.outlet.stop(STOP_SECONDS)
+        await self.conversations.__aexit__()
+        if self._listening:
+            await self.listener.__aexit__(None, None, None)
+
+    def fail(self, error: BaseException) -> None:
+        """End the process: what broke cannot be mended by going on, and Kafka redelivers."""
+        if self.error is None:
+            self.error = error
+            log.critical("stopping: the loop broke", exc_info=error)
+        if self.app is not None:
+            self.app.exit()
+
+    async def _connect(self) -> None:
+        kafka = self.settings.kafka
+        topics = (kafka.reply_topic, kafka.dead_letter_topic, kafka.events_topic)
+        told = ""
+        while True:
+            try:
+                await self.outlet.start(topics)
+            except TopicMissingError as missing:
+                waiting_for = f"topic {missing} (create it: convoy topics)"
+            except (KafkaError, OSError) as error:
+                waiting_for = f"a broker at {kafka.bootstrap_servers} ({type(error).__name__})"
+            else:
+                return
+            self.health.waiting_for = waiting_for
+            if waiting_for != told:
+                log.warning("waiting", extra={"for": waiting_for})
+                told = waiting_for
+            await asyncio.sleep(CONNECT_RETRY_SECONDS)
+
+    async def _keep_house(self) -> None:
+        """Commit and regulate, each at its own pace."""
+        next_commit = self.clock() + self.settings.kafka.commit_interval_seconds
+        while True:
+            await asyncio.sleep(min(REGULATE_SECONDS, self.settings.kafka.commit_interval_seconds))
+            self.intake.regulate()
+            now = self.clock()
+            if now >= next_commit:
+                next_commit = now + self.settings.kafka.commit_interval_seconds
+                await self.intake.commit()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        def finished(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.fail(error)
+
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(finished)
+        self._tasks.append(task)
+
+    def _regulate_if_paused(self) -> None:
+        if self.intake.paused or self.circuit.is_open:
+            self.intake.regulate()
+
+    # What it shows
+
+    def _declare_gauges(self) -> None:
+        partitions = self.grouper.partitions
+        gauge = self.metrics.gauge_of
+        gauge("buffered_events", lambda: sum(p.buffered_events for p in partitions.values()))
+        gauge("buffered_bytes", lambda: sum(p.buffered_bytes for p in partitions.values()))
+        gauge("active_conversations", lambda: sum(len(p.lanes) for p in partitions.values()))
+        gauge("assigned_partitions", lambda: len(partitions))
+        gauge("paused_partitions", lambda: self.intake.paused)
+        gauge("attempts_in_flight", lambda: self.limiter.in_flight)
+        gauge("concurrency_limit", lambda: self.limiter.concurrency_limit)
+        gauge("oldest_unsettled_event_age_seconds", lambda: self.grouper.oldest_age(self.clock()))
+        gauge("last_progress_timestamp_seconds", lambda: self.health.last_progress)
+        self.metrics.gauge("build_info", __version__).set(1)
+        self.metrics.collect_with("consumer_lag_records", self._lag)
+
+    def _lag(self) -> dict[tuple[str, ...], float]:
+        topic = self.settings.kafka.events_topic
+        return {(topic, str(number)): lag for number, lag in self.intake.lag().items()}
+
+    def status(self) -> dict[str, Any]:
+        """What the process is doing now; conversations as hashes, no content."""
+        now = self.clock()
+        lag = self.intake.lag()
+        lanes = sorted(self.grouper.oldest_lanes(STATUS_CONVERSATIONS), key=lambda found: found[0])
+        return {
+            "version": __version__,
+            "ready": self.health.ready()[1],
+            "circuit": {"reason": self.circuit.reason or "closed", "detail": self.circuit.detail},
+            "limiter": {
+                "in_flight": self.limiter.in_flight,
+                "concurrency_limit": self.limiter.concurrency_limit,
+                "pace_per_second": self.limiter.pace,
+            },
+            "partitions": {
+                str(number): {
+                    "position": partition.watermark.position,
+                    "lag": lag.get(number),
+                    "buffered_events": partition.buffered_events,
+                    "conversations": len(partition.lanes),
+                    "draining": partition.draining,
+                }
+                for number, partition in sorted(self.grouper.partitions.items())
+            },
+            "longest_waiting": [
+                {
+                    "conversation": hashlib.blake2b(lane.conversation_id.encode(), digest_size=8).hexdigest(),
+                    "partition": lane.partition.number,
+                    "waiting_seconds": round(now - read_at, 3),
+                    "state": lane.state.value,
+                    "attempts": lane.parts[0].attempts if lane.parts else 0,
+                    "reading_back": bool(lane.parts and lane.parts[0].unsettled),
+                }
+                for read_at, lane in lanes
+            ],
+            "outcomes_being_stored": self.outlet.waiting(),
+        }
+
+
+def create_app(settings: Settings | None = None) -> FastStream:
+    """Make the application; without ``settings`` they are read from the environment.
+
+    The process exits with code 2 and one clear line when they cannot be used.
+    """
+    if settings is None:
+        try:
+            settings = load()
+        except SettingsError as error:
+            print(f"convoy: {error}", file=sys.stderr)  # noqa: T201 - there is no logging before settings
+            raise SystemExit(2) from None
+    logs.set_up(settings.log)
+    return make(settings)[0]
+
+
+def make(settings: Settings) -> tuple[FastStream, Service]:
+    """Make the application and its parts."""
+    service = Service(settings)
+    app = FastStream(
+        service.intake.broker,
+        logger=None,
+        on_startup=[service.start],
+        on_shutdown=[service.drain],
+        after_shutdown=[service.close],
+    )
+    service.app = app
+    return app, service

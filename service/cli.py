@@ -1,0 +1,122 @@
+"""The command line: names and options of the commands, and nothing of what they do.
+
+Exit codes: 0 ok (a drained SIGTERM included), 1 a fault, 2 usage or settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import Annotated
+
+import typer
+
+from service import __version__
+from service.settings import Settings, SettingsError, load
+
+cli = typer.Typer(
+    name="convoy",
+    help="Forwards message events from Kafka to a Conversations API: in order, in batches, without loss.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()
+
+
+def _settings(*, need_key: bool = False) -> Settings:
+    try:
+        return load(need_key=need_key)
+    except SettingsError as error:
+        typer.echo(f"convoy: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"convoy {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Settings come from CONVOY_* variables; `convoy config` shows them."""
+
+
+@cli.command()
+def run() -> None:
+    """Run the service until told to stop."""
+    from service.commands.run import run as run_service  # noqa: PLC0415 - each command loads what it needs
+
+    raise typer.Exit(run_service(_settings(need_key=True)))
+
+
+@cli.command()
+def config(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of variables.")] = False,
+) -> None:
+    """Show the effective settings, secrets masked."""
+    from service.commands.config import show  # noqa: PLC0415
+
+    typer.echo(show(_settings(), as_json=json))
+
+
+@cli.command()
+def topics(
+    partitions: Annotated[int, typer.Option(min=1, max=10_000, help="Partitions of each topic.")] = 12,
+    replication_factor: Annotated[
+        int, typer.Option(min=-1, max=100, help="Copies of each; -1: the broker's default.")
+    ] = -1,
+) -> None:
+    """Create the topics; those that exist are left as they are."""
+    from service.commands.topics import topics as create  # noqa: PLC0415
+
+    raise typer.Exit(create(_settings().kafka, partitions=partitions, replication_factor=replication_factor))
+
+
+@cli.command()
+def publish(
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="JSON lines, an event each; - for standard input.")],
+) -> None:
+    """Publish events from a file of JSON lines to the events topic."""
+    from service.commands.publish import publish as send  # noqa: PLC0415
+
+    raise typer.Exit(send(_settings().kafka, file))
+
+
+@cli.command()
+def emulator(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8090,
+    key: Annotated[str | None, typer.Option(help="Bearer key to insist on.")] = None,
+    latency: Annotated[float, typer.Option(min=0, help="Seconds every answer takes.")] = 0.0,
+    faults: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Script of faults, JSON or TOML.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of ids and of faults by chance.")] = 0,
+    create_on_write: Annotated[
+        bool, typer.Option("--create-on-write", help="Unknown conversations come into being.")
+    ] = False,
+) -> None:
+    """Run the emulated Conversations API on a port."""
+    from service.commands.emulator import run_emulator  # noqa: PLC0415
+
+    raise typer.Exit(
+        asyncio.run(
+            run_emulator(
+                host=host,
+                port=port,
+                key=key,
+                latency_seconds=latency,
+                faults_file=faults,
+                seed=seed,
+                create_on_write=create_on_write,
+            )
+        )
+    )

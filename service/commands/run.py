@@ -1,0 +1,55 @@
+"""`convoy run`: the service, until told to stop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import uvloop
+
+from service import __version__
+from service.app import make
+from service.ops import logs
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT, drain, and return the exit code: 0 drained, 1 a fault."""
+    logs.set_up(settings.log)
+    app, service = make(settings)
+    _say_what_it_does(settings)
+    try:
+        uvloop.run(app.run())
+    except OSError as error:
+        if error.errno not in {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES}:
+            raise
+        log.critical(
+            "cannot listen: choose another CONVOY_OPS__HOST or CONVOY_OPS__PORT",
+            extra={"host": settings.ops.host, "port": settings.ops.port, "error": error.strerror},
+        )
+        return 1
+    if service.error is not None:
+        return 1
+    log.info("stopped")
+    return 0
+
+
+def _say_what_it_does(settings: Settings) -> None:
+    kafka, batch, api = settings.kafka, settings.batch, settings.api
+    log.info(
+        "convoy starts",
+        extra={
+            "version": __version__,
+            "reads": f"{kafka.events_topic} as group {kafka.group_id} from {kafka.bootstrap_servers}",
+            "sends": f"up to {batch.max_items} items a request, {batch.window_seconds:g} s window, "
+            f"to {urlsplit(api.base_url).hostname}",
+            "writes": f"replies to {kafka.reply_topic}, dead letters to {kafka.dead_letter_topic}",
+            "shows": f"/metrics /livez /readyz /status on {settings.ops.host}:{settings.ops.port}",
+        },
+    )

@@ -1,0 +1,151 @@
+"""How a request reaches the API: an httpx transport over aiohttp whose errors tell the truth.
+
+Decides one thing that the rest of the service stands on: whether a request that got no answer may have
+been stored. Errors before the first byte left are ``httpx.ConnectError``, ``ConnectTimeout`` or
+``ProxyError``; everything after that is ``ReadError``, ``ReadTimeout`` or ``RemoteProtocolError``. Where it
+cannot tell, it says "after": reading back costs a request, sending twice costs a duplicate.
+
+Why not httpx's own pool: it costs time in proportion to its connections and leaks a place for each
+request that is cancelled (encode/httpcore#1093).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+import httpx
+from multidict import CIMultiDict
+from yarl import URL
+
+if TYPE_CHECKING:
+    import ssl
+    from types import TracebackType
+
+MAX_ANSWER_BYTES = 32 << 20
+"""20 items of the largest size an API takes are well below; more is not an answer but an attack or a mistake."""
+SET_BY_AIOHTTP = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+KEEPALIVE_SECONDS = 30.0
+"""Shorter than the idle limit of common load balancers (60 s), so that a pooled connection is rarely half closed."""
+
+
+class AiohttpTransport(httpx.AsyncBaseTransport):
+    """Sends ready requests; the caller bounds how many at once.
+
+    A request's ``target`` extension (httpx's own, bytes of path and query) replaces the path of its URL:
+    parsing a URL a request would cost more than the rest of the work here.
+
+    ``total_timeout_seconds`` covers the whole attempt, name resolution to last byte, so a slow drip ends.
+    It is enforced by closing the one connection concerned.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect_timeout_seconds: float,
+        total_timeout_seconds: float,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        self._timeout = aiohttp.ClientTimeout(
+            total=total_timeout_seconds, connect=connect_timeout_seconds, sock_connect=connect_timeout_seconds
+        )
+        self._ssl = ssl_context or True
+        self._proxy = proxy or None
+        self._session: aiohttp.ClientSession | None = None
+        self._raw_headers: list[tuple[bytes, bytes]] = []
+        self._headers: CIMultiDict[str] = CIMultiDict()
+        self._origin_of: httpx.URL | None = None
+        self._origin_text = ""
+
+    async def __aenter__(self) -> Self:
+        """Open the connection pool; it lives as long as the transport."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, ssl=self._ssl, keepalive_timeout=KEEPALIVE_SECONDS, enable_cleanup_closed=False
+            ),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Close every connection."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request and read its answer whole.
+
+        Raises:
+            httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError: nothing was sent.
+            httpx.ReadError, httpx.ReadTimeout, httpx.RemoteProtocolError: it may have been received.
+        """
+        assert self._session is not None, "the transport is used within `async with`"
+        target = request.extensions.get("target")
+        url = str(request.url) if target is None else f"{self._origin(request.url)}{target.decode('ascii')}"
+        raw_headers = request.headers.raw
+        if raw_headers != self._raw_headers:
+            self._raw_headers = raw_headers
+            self._headers = CIMultiDict(
+                (name.decode("ascii"), value.decode("latin-1"))
+                for name, value in raw_headers
+                if name.lower() not in SET_BY_AIOHTTP
+            )
+        assert isinstance(request.stream, httpx.SyncByteStream), "a ready body, not one that is still being made"
+        try:
+            async with self._session.request(
+                request.method,
+                URL(url, encoded=True),
+                data=b"".join(request.stream) or None,
+                headers=self._headers,
+                allow_redirects=False,
+                proxy=self._proxy,
+            ) as answer:
+                body = await _read(answer)
+                return httpx.Response(answer.status, headers=answer.raw_headers, content=body, request=request)
+        except aiohttp.ClientConnectorError as error:
+            raise httpx.ConnectError(str(error), request=request) from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise httpx.ConnectTimeout(str(error), request=request) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise httpx.ProxyError(f"proxy answered {error.status}", request=request) from error
+        except (TimeoutError, aiohttp.ServerTimeoutError) as error:
+            raise httpx.ReadTimeout("no whole answer in time", request=request) from error
+        except aiohttp.InvalidURL as error:
+            raise httpx.UnsupportedProtocol(str(error), request=request) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise httpx.ReadError(str(error) or type(error).__name__, request=request) from error
+
+    def _origin(self, url: httpx.URL) -> str:
+        if url is not self._origin_of:
+            self._origin_of = url
+            self._origin_text = f"{url.scheme}://{url.netloc.decode('ascii')}"
+        return self._origin_text
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    length = answer.content_length
+    if length is not None and length <= MAX_ANSWER_BYTES and "Content-Encoding" not in answer.headers:
+        return await answer.read()
+    chunks: list[bytes] = []
+    total = 0
+    async for chunk in answer.content.iter_any():
+        total += len(chunk)
+        if total > MAX_ANSWER_BYTES:
+            answer.close()
+            raise aiohttp.ClientPayloadError(f"answer exceeds {MAX_ANSWER_BYTES} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)

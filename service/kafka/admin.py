@@ -1,0 +1,42 @@
+"""What is asked of the cluster outside the stream: creating topics, producing a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from service.kafka.connection import connection_arguments
+
+if TYPE_CHECKING:
+    from service.settings import KafkaSettings
+
+
+async def create_topics(
+    settings: KafkaSettings, *, partitions: int, replication_factor: int, configs: dict[str, str]
+) -> dict[str, str]:
+    """Create the topics Convoy uses; returns for each what happened: ``created`` or ``exists``.
+
+    Raises:
+        KafkaError: no broker answers, or one refuses.
+    """
+    names = (settings.events_topic, settings.reply_topic, settings.dead_letter_topic)
+    admin = AIOKafkaAdminClient(**connection_arguments(settings), client_id="convoy-topics")
+    await admin.start()
+    try:
+        answer = await admin.create_topics(
+            [NewTopic(name, partitions, replication_factor, topic_configs=configs) for name in names]
+        )
+    finally:
+        await admin.close()
+    outcome = {}
+    for name, code, *message in answer.topic_errors:
+        error = for_code(code)
+        if code == 0:
+            outcome[name] = "created"
+        elif error is TopicAlreadyExistsError:
+            outcome[name] = "exists"
+        else:
+            raise KafkaError(f"{name}: {error.__name__} {message[0] if message and message[0] else ''}".strip())
+    return outcome

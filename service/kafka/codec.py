@@ -1,0 +1,234 @@
+"""Bytes and headers of Kafka records to events, and outcomes back to bytes and headers.
+
+Decides what is a valid event and how replies and dead letters are written; it awaits nothing and keeps
+nothing. No input raises past `decode`: what is not an event is a `Refusal` that says why. Headers are
+passed on as the bytes they came as; they are never decoded, because they may be anything or null.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from service.core.model import Event, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiokafka import ConsumerRecord
+
+    from service.core.delivery import Delivered
+    from service.core.model import Dead
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+EVENT_OVERHEAD_BYTES = 600
+"""What an event holds of memory beside its bytes: the record, the event and their place in a lane."""
+MAX_ID_BYTES = 256
+MAX_MESSAGE_CHARACTERS = 500
+CORRELATION_HEADERS = ("correlation_id", "kafka_correlationId")
+"""FastStream's and Spring's."""
+DEAD_LETTER_PREFIX = "dlq."
+REDRIVES_HEADER = "dlq.redrives"
+CONTENT_TYPE_JSON = ("content-type", b"application/json")
+
+_ABSENT = msgspec.Raw(b"")
+
+
+class _Envelope(msgspec.Struct):
+    """A native or shorthand event; fields it does not name are ignored."""
+
+    conversation_id: str | None = None
+    item: msgspec.Raw = _ABSENT
+    role: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = _ABSENT
+    type: msgspec.Raw = _ABSENT
+    event_id: str | int | None = None
+    occurred_at: str | None = None
+
+
+class _Part(msgspec.Struct):
+    type: str
+
+
+class _Item(msgspec.Struct):
+    """What is checked of an item; all else is the API's to judge."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | Annotated[list[_Part], msgspec.Meta(min_length=1)]
+    type: Literal["message"] | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_item = msgspec.json.Decoder(_Item).decode
+_encode = msgspec.json.encode
+
+
+class InvalidEventError(Exception):
+    """A record that is not an event; the message names the field and the rule."""
+
+
+def decode(record: ConsumerRecord[bytes, bytes]) -> Event | Refusal:
+    """Decode one record whose value is not null; a native or a shorthand event."""
+    try:
+        return _decode(record)
+    except (InvalidEventError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        message = str(error) or type(error).__name__
+        return Refusal(record.partition, record.offset, message, record)
+
+
+def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
+    value = record.value
+    assert value is not None
+    # msgspec skips over what it does not decode without looking at its encoding; the API would not.
+    str(value, "utf-8")
+    envelope = _decode_envelope(value)
+    item = bytes(envelope.item)
+    if item:
+        checked = _decode_item(item)
+        if checked.type is msgspec.UNSET:
+            item = b'{"type":"message",' + item[1:].lstrip()
+    else:
+        if not bytes(envelope.role) or not bytes(envelope.content):
+            raise InvalidEventError("neither an item nor role and content")
+        item = b'{"type":%b,"role":%b,"content":%b}' % (
+            bytes(envelope.type) or b'"message"',
+            envelope.role,
+            envelope.content,
+        )
+        _decode_item(item)
+    conversation_id = envelope.conversation_id
+    if conversation_id is None:
+        key = record.key
+        if not key:
+            raise InvalidEventError("conversation_id: missing, and the record has no key")
+        conversation_id = str(key, "utf-8")
+    _check_conversation_id(conversation_id)
+    event_id = envelope.event_id
+    return Event(
+        record.partition,
+        record.offset,
+        conversation_id,
+        f"{record.topic}-{record.partition}-{record.offset}" if event_id is None or event_id == "" else str(event_id),
+        item,
+        len(value) + len(item) + EVENT_OVERHEAD_BYTES,
+        record,
+        envelope.occurred_at,
+    )
+
+
+def _check_conversation_id(conversation_id: str) -> None:
+    size = len(conversation_id) if conversation_id.isascii() else len(conversation_id.encode())
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise InvalidEventError(f"conversation_id: {size} bytes, must be 1 to {MAX_ID_BYTES}")
+    if not conversation_id.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in conversation_id):
+        raise InvalidEventError("conversation_id: holds a control character")
+    if conversation_id in {".", ".."}:
+        raise InvalidEventError("conversation_id: is a path segment with a meaning of its own")
+
+
+def key_matches(record: ConsumerRecord[bytes, bytes], event: Event) -> bool:
+    """Whether the record's key is the conversation id, so that order holds over all partitions."""
+    return bool(record.key == event.conversation_id.encode())
+
+
+def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[bytes, Headers, Callable[[], bytes]]]:
+    """Write the replies of a delivery.
+
+    Each is value, headers, and what makes the value without its item, for a broker that finds it too large.
+    """
+    conversation = _encode(delivered.events[0].conversation_id)
+    topic_json = _encode(topic)
+    now = timestamp(wall_clock).encode("ascii")
+    records: list[tuple[bytes, Headers, Callable[[], bytes]]] = []
+    for index, (event, item) in enumerate(zip(delivered.events, delivered.items, strict=True), delivered.first_index):
+        head = b'{"event_id":%b,"conversation_id":%b,"status":"delivered",' % (_encode(event.event_id), conversation)
+        tail = (
+            b'"batch":{"size":%d,"index":%d},"attempts":%d,"source":{"topic":%b,"partition":%d,"offset":%d},%b"delivered_at":"%b"}'
+            % (
+                delivered.batch_size,
+                index,
+                delivered.attempts,
+                topic_json,
+                event.partition,
+                event.offset,
+                b'"occurred_at":%b,' % _encode(event.occurred_at) if event.occurred_at is not None else b"",
+                now,
+            )
+        )
+        value = b"".join((head, b'"item":', item, b",", tail))
+        records.append((value, reply_headers(event), _joined(head, tail)))
+    return records
+
+
+def _joined(head: bytes, tail: bytes) -> Callable[[], bytes]:
+    return lambda: head + tail
+
+
+def failed_reply(event: Event, dead: Dead, topic: str, wall_clock: float) -> bytes:
+    """Write the reply that tells a producer of its dead letter."""
+    value: dict[str, Any] = {
+        "event_id": event.event_id,
+        "conversation_id": event.conversation_id,
+        "status": "failed",
+        "error": {"reason": dead.reason.value, "code": dead.code, "message": dead.message[:MAX_MESSAGE_CHARACTERS]},
+        "attempts": dead.attempts,
+        "source": {"topic": topic, "partition": event.partition, "offset": event.offset},
+    }
+    if event.occurred_at is not None:
+        value["occurred_at"] = event.occurred_at
+    value["failed_at"] = timestamp(wall_clock)
+    return _encode(value)
+
+
+def reply_headers(event: Event) -> Headers:
+    """The headers of a reply: the event's correlation under its own name and bytes, its trace, the content type."""
+    given = event.source.headers
+    if not given:
+        return (("correlation_id", event.event_id.encode()), CONTENT_TYPE_JSON)
+    kept = [(name, value) for name, value in given if name in CORRELATION_HEADERS]
+    if not kept:
+        kept.append(("correlation_id", event.event_id.encode()))
+    kept.extend((name, value) for name, value in given if name == "traceparent")
+    return (*kept, CONTENT_TYPE_JSON)
+
+
+def dead_letter_headers(record: ConsumerRecord[bytes, bytes], dead: Dead, *, group: str, wall_clock: float) -> Headers:
+    """The original headers untouched, plus ``dlq.*`` ones that say what happened."""
+    told: list[tuple[str, str]] = [
+        ("dlq.reason", dead.reason.value),
+        ("dlq.error.code", dead.code),
+        ("dlq.error.message", dead.message[:MAX_MESSAGE_CHARACTERS]),
+        ("dlq.attempts", str(dead.attempts)),
+        ("dlq.fate", dead.fate),
+        ("dlq.original.topic", record.topic),
+        ("dlq.original.partition", str(record.partition)),
+        ("dlq.original.offset", str(record.offset)),
+        ("dlq.original.timestamp", str(record.timestamp)),
+        ("dlq.consumer.group", group),
+        ("dlq.failed_at", timestamp(wall_clock)),
+    ]
+    if dead.status is not None:
+        told.append(("dlq.http.status", str(dead.status)))
+    original = [(name, value) for name, value in record.headers if not name.startswith(DEAD_LETTER_PREFIX)]
+    redrives = [value for name, value in record.headers if name == REDRIVES_HEADER]
+    return (
+        *original,
+        *((name, value.encode("utf-8", "replace")) for name, value in told),
+        (REDRIVES_HEADER, redrives[-1] if redrives and redrives[-1] is not None else b"0"),
+    )
+
+
+def omitted_value_headers(headers: Headers, size: int) -> Headers:
+    """The headers of a dead letter whose value no broker takes: what is left out, and where the original lies."""
+    note = {"bytes": size, "see": "dlq.original.topic, .partition, .offset"}
+    return (*headers, ("dlq.value.omitted", json.dumps(note).encode()))
+
+
+def timestamp(wall_clock: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    moment = dt.datetime.fromtimestamp(wall_clock, dt.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,28 @@
+"""How Kafka is reached: the arguments every aiokafka client takes, made from the settings."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.settings import KafkaSettings
+
+
+def connection_arguments(settings: KafkaSettings) -> dict[str, Any]:
+    """The arguments of aiokafka's consumer, producer and admin client that name and secure the brokers."""
+    arguments: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "security_protocol": settings.security_protocol,
+    }
+    if settings.security_protocol in {"SSL", "SASL_SSL"}:
+        context = ssl.create_default_context(cafile=str(settings.ssl_ca_file) if settings.ssl_ca_file else None)
+        if settings.ssl_cert_file is not None:
+            password = settings.ssl_key_password.get_secret_value()
+            context.load_cert_chain(str(settings.ssl_cert_file), str(settings.ssl_key_file), password=password or None)
+        arguments["ssl_context"] = context
+    if settings.security_protocol.startswith("SASL"):
+        arguments["sasl_mechanism"] = settings.sasl_mechanism
+        arguments["sasl_plain_username"] = settings.sasl_username
+        arguments["sasl_plain_password"] = settings.sasl_password.get_secret_value()
+    return arguments

@@ -1,0 +1,294 @@
+"""Where events come in: subscription, rebalances, back-pressure and commits.
+
+Decides which partitions are read, paused or given up, and when positions are committed; what becomes of an
+event is none of its business. FastStream's batch subscriber hands over raw records: its own parser decodes
+header values and loses every record whose header is binary or null.
+
+From aiokafka handing over records to their place in a lane nothing is awaited, so no rebalance can come
+between; a test holds FastStream to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+from faststream.kafka.message import KafkaMessage
+
+from service.core.model import Refusal
+from service.kafka.codec import decode, key_matches
+from service.kafka.connection import connection_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiokafka import ConsumerRecord
+
+    from service.core.grouper import Grouper, Partition
+    from service.ops.health import Health
+    from service.ops.metrics import Metrics
+    from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+POLL_MILLISECONDS = 20
+"""FastStream sleeps as long again after an empty poll, so this bounds what a quiet topic adds to latency."""
+POLL_RECORDS = 2000
+"""Bounds how long one hand-over keeps the loop, and by how much the buffer limit can be overrun."""
+COMMIT_SECONDS = 10.0
+"""aiokafka retries a commit for ever; what is not committed by then is tried again later."""
+RESUME_BELOW = 0.5
+"""Pausing throws prefetched records away, so a partition resumes well below the limit it paused at."""
+STOP_SECONDS = 10.0
+MAX_POLL_INTERVAL_MILLISECONDS = 300_000
+
+
+class Intake:
+    """The consumer of a process, and the state of its partitions."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        grouper: Grouper,
+        metrics: Metrics,
+        health: Health,
+        *,
+        refuse: Callable[[Partition, Refusal], None],
+        arrived: Callable[[], None],
+        drain: Callable[[list[Partition]], Awaitable[None]],
+        fatal: Callable[[BaseException], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._kafka = settings.kafka
+        self._limits = settings.limits
+        self._grouper = grouper
+        self._metrics = metrics
+        self._health = health
+        self._refuse = refuse
+        self._arrived = arrived
+        self._drain = drain
+        self._fatal = fatal
+        self._clock = clock
+        self._paused: set[int] = set()
+        self._committed: dict[int, int] = {}
+        self._committing = asyncio.Lock()
+        self.held: Callable[[], bool] = lambda: False
+        """Whether reading is to stop altogether: the circuit is open, or the process is stopping."""
+        self._accepted = metrics.counter("events_total", "accepted")
+        self._broker = _Broker(
+            **connection_arguments(settings.kafka),
+            client_id="convoy",
+            consumer_only=True,
+            apply_types=False,
+            graceful_timeout=1.0,
+            logger=logging.getLogger("faststream"),
+        )
+        self._subscriber = self._broker.subscriber(
+            self._kafka.events_topic,
+            batch=True,
+            group_id=self._kafka.group_id,
+            group_instance_id=self._kafka.group_instance_id or None,
+            ack_policy=AckPolicy.MANUAL,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_records=POLL_RECORDS,
+            batch_timeout_ms=POLL_MILLISECONDS,
+            session_timeout_ms=int(self._kafka.session_timeout_seconds * 1000),
+            heartbeat_interval_ms=int(self._kafka.heartbeat_seconds * 1000),
+            rebalance_timeout_ms=int(self._kafka.rebalance_timeout_seconds * 1000),
+            max_poll_interval_ms=MAX_POLL_INTERVAL_MILLISECONDS,
+            listener=_Listener(self),
+            parser=_hand_over,
+            decoder=_body,
+            no_reply=True,
+        )
+        self._subscriber(self._take)
+
+    @property
+    def broker(self) -> KafkaBroker:
+        """FastStream's broker, for the application that starts and stops it."""
+        return self._broker
+
+    async def _take(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
+        try:
+            self._add(records)
+        except Exception as error:  # noqa: BLE001 - FastStream would swallow it, and the records with it
+            self._fatal(error)
+
+    def _add(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
+        now = self._clock()
+        partitions = self._grouper.partitions
+        add = self._grouper.add
+        accepted = 0
+        for record in records:
+            partition = partitions.get(record.partition)
+            if partition is None or partition.draining:
+                # Handed over while it is being given up: its next owner reads it again.
+                continue
+            if record.value is None:
+                partition.watermark.received(record.offset)
+                partition.watermark.settle(record.offset)
+                self._metrics.counter("events_total", "tombstone").inc()
+                continue
+            event = decode(record)
+            if isinstance(event, Refusal):
+                self._metrics.counter("events_total", "invalid").inc()
+                self._refuse(partition, event)
+                continue
+            if not key_matches(record, event):
+                self._metrics.counter("events_total", "key_mismatch").inc()
+            add(partition, event, now)
+            accepted += 1
+        self._accepted.inc(accepted)
+        self.regulate()
+        self._arrived()
+
+    # Rebalances
+
+    async def revoked(self, numbers: list[int]) -> None:
+        """Give partitions up: finish what is in flight, store and commit, drop what is buffered."""
+        partitions = [self._grouper.partitions[number] for number in numbers if number in self._grouper.partitions]
+        if not partitions:
+            return
+        started = self._clock()
+        for partition in partitions:
+            self._grouper.drain(partition.number)
+        await self._drain(partitions)
+        await self.commit()
+        for partition in partitions:
+            self._grouper.revoke(partition.number)
+            self._committed.pop(partition.number, None)
+            self._paused.discard(partition.number)
+        seconds = self._clock() - started
+        self._metrics.histogram("drain_seconds").observe(seconds)
+        log.info("partitions given up", extra={"partitions": sorted(numbers), "drain_seconds": round(seconds, 3)})
+
+    def assigned(self, numbers: list[int]) -> None:
+        """Begin with the partitions of a new assignment."""
+        for number in numbers:
+            self._grouper.assign(number)
+        self._metrics.counter("rebalances_total").inc()
+        self._health.waiting_for = None
+        log.info("partitions assigned", extra={"partitions": sorted(numbers)})
+
+    # Back-pressure
+
+    def regulate(self) -> None:
+        """Pause partitions that hold more than their share of the buffer, resume those that hold little."""
+        consumer = self._subscriber.consumer
+        partitions = self._grouper.partitions
+        if consumer is None or not partitions:
+            return
+        limits, share = self._limits, len(partitions)
+        everything = self.held()
+        bytes_full = sum(p.buffered_bytes for p in partitions.values()) >= limits.max_buffered_bytes
+        for number, partition in partitions.items():
+            if partition.draining:
+                continue
+            load = max(
+                partition.buffered_events * share / limits.max_buffered_events,
+                partition.buffered_bytes * share / limits.max_buffered_bytes,
+                len(partition.watermark) * share / limits.max_uncommitted_events,
+            )
+            paused = number in self._paused
+            wanted = everything or bytes_full or load >= (RESUME_BELOW if paused else 1)
+            if wanted == paused:
+                continue
+            place = TopicPartition(self._kafka.events_topic, number)
+            if place not in consumer.assignment():
+                continue
+            if wanted:
+                consumer.pause(place)
+                self._paused.add(number)
+            else:
+                consumer.resume(place)
+                self._paused.discard(number)
+
+    @property
+    def paused(self) -> int:
+        """How many partitions are not being read."""
+        return len(self._paused)
+
+    # Positions
+
+    async def commit(self) -> bool:
+        """Commit what has moved; returns whether nothing is left to commit."""
+        async with self._committing:
+            topic = self._kafka.events_topic
+            moved = {
+                number: position
+                for number, partition in self._grouper.partitions.items()
+                if (position := partition.watermark.position) is not None and position != self._committed.get(number)
+            }
+            consumer = self._subscriber.consumer
+            if not moved or consumer is None:
+                return True
+            offsets = {TopicPartition(topic, number): position for number, position in moved.items()}
+            try:
+                await asyncio.wait_for(consumer.commit(offsets), COMMIT_SECONDS)
+            except (KafkaError, IllegalStateError, TimeoutError) as error:
+                lost = isinstance(error, CommitFailedError | IllegalStateError)
+                self._metrics.counter("commits_total", "refused" if lost else "failed").inc()
+                level = logging.INFO if lost else logging.WARNING
+                log.log(level, "positions not committed; what they cover is read again", extra={"error": repr(error)})
+                return False
+            self._metrics.counter("commits_total", "ok").inc()
+            self._committed.update(
+                {number: position for number, position in moved.items() if number in self._grouper.partitions}
+            )
+            return True
+
+    def lag(self) -> dict[int, int]:
+        """Records behind the committed position, by partition, as far as the last fetch told."""
+        consumer = self._subscriber.consumer
+        if consumer is None:
+            return {}
+        found = {}
+        for number, partition in self._grouper.partitions.items():
+            place = TopicPartition(self._kafka.events_topic, number)
+            end = consumer.highwater(place) if place in consumer.assignment() else None
+            position = partition.watermark.position
+            if end is not None:
+                found[number] = max(0, end - position) if position is not None else 0
+        return found
+
+
+class _Broker(KafkaBroker):
+    """FastStream's broker, whose stop ends in time: without brokers aiokafka waits for ever to leave."""
+
+    async def stop(self, *args: Any) -> None:
+        stopping = asyncio.ensure_future(super().stop(*args))
+        done, _ = await asyncio.wait({stopping}, timeout=STOP_SECONDS)
+        if not done:
+            log.warning("the consumer did not leave its group in time")
+            stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Passes aiokafka's rebalances on; revocation is awaited while heartbeats go on, so it may drain."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        try:
+            await self._intake.revoked([place.partition for place in revoked])
+        except Exception as error:  # noqa: BLE001 - aiokafka would only log it
+            self._intake._fatal(error)  # noqa: SLF001
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._intake.assigned([place.partition for place in assigned])
+
+
+async def _hand_over(records: tuple[Any, ...]) -> KafkaMessage:
+    return KafkaMessage(body=records, raw_message=records, headers={}, consumer=None, path={})  # type: ignore[arg-type]
+
+
+async def _body(message: KafkaMessage) -> Any:
+    return message.body

@@ -1,0 +1,240 @@
+"""Where outcomes are stored: replies and dead letters, written so that a position may rest on them.
+
+Decides how records are gathered into produce requests and what happens when one fails. Each topic
+partition has one request under way; what comes meanwhile is gathered into the next one, because requests
+queue one behind the other and many small ones would time out. Records of one key stay in order. Nothing is
+given up: a failed request is made again, after a pause, with a new producer where the old one is done for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
+
+from service.kafka.codec import Headers, omitted_value_headers
+from service.kafka.connection import connection_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from service.ops.metrics import Metrics
+    from service.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 512 << 10
+"""Of one produce request a partition; well below a broker's default limit of 1 MiB."""
+RETRY_FIRST_SECONDS = 0.1
+RETRY_MAX_SECONDS = 5.0
+PARTITIONS_KNOWN = 100_000
+"""Conversations whose reply partition is remembered: hashing a key costs more than writing its record."""
+
+_choose_partition = DefaultPartitioner()
+
+
+@dataclass(slots=True)
+class OutgoingRecord:
+    """One record to store.
+
+    ``lean`` makes the value to store where the broker finds the whole one too large; ``stored`` is called
+    once the record is acknowledged by all in-sync replicas.
+    """
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    lean: Callable[[], bytes] | None = None
+    stored: Callable[[], None] | None = None
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What waits for one topic partition."""
+
+    topic: str
+    partition: int
+    waiting: deque[OutgoingRecord] = field(default_factory=deque)
+    sender: asyncio.Task[None] | None = None
+
+
+class Outlet:
+    """The producer of a process, and what waits for it."""
+
+    def __init__(self, settings: KafkaSettings, metrics: Metrics, *, fatal: Callable[[BaseException], None]) -> None:
+        self._arguments = connection_arguments(settings)
+        self._metrics = metrics
+        self._fatal = fatal
+        self._producer: AIOKafkaProducer | None = None
+        self._renewing = asyncio.Lock()
+        self._partitions: dict[str, list[int]] = {}
+        self._partition_of: dict[tuple[str, bytes], int] = {}
+        self._queues: dict[tuple[str, int], _Queue] = {}
+
+    async def start(self, topics: tuple[str, ...]) -> None:
+        """Connect, and learn how many partitions each topic has.
+
+        Raises:
+            KafkaError: no broker answers.
+            TopicMissingError: one of the topics does not exist.
+        """
+        producer = self._producer
+        if producer is None:
+            producer = self._new_producer()
+            try:
+                await producer.start()
+            except BaseException:
+                await producer.stop()
+                raise
+            self._producer = producer
+        metadata = await producer.client.fetch_all_metadata()
+        for topic in topics:
+            partitions = metadata.partitions_for_topic(topic)
+            if not partitions:
+                raise TopicMissingError(topic)
+            self._partitions[topic] = sorted(partitions)
+            await producer.partitions_for(topic)
+
+    def partition_for(self, topic: str, key: bytes | None) -> int:
+        """The partition that Java's default partitioner gives ``key``; keyless records share the first."""
+        if key is None:
+            return self._partitions[topic][0]
+        place = (topic, key)
+        partition = self._partition_of.get(place)
+        if partition is None:
+            if len(self._partition_of) >= PARTITIONS_KNOWN:
+                self._partition_of.clear()
+            all_partitions = self._partitions[topic]
+            partition = self._partition_of[place] = _choose_partition(key, all_partitions, all_partitions)
+        return partition
+
+    def store(self, topic: str, partition: int, records: list[OutgoingRecord]) -> None:
+        """Store ``records`` in this order; returns at once."""
+        place = (topic, partition)
+        queue = self._queues.get(place)
+        if queue is None:
+            queue = self._queues[place] = _Queue(topic, partition)
+        queue.waiting.extend(records)
+        if queue.sender is None:
+            queue.sender = asyncio.create_task(self._send_all(queue), name=f"outlet {topic}-{partition}")
+
+    def waiting(self) -> int:
+        """Records not yet acknowledged."""
+        return sum(len(queue.waiting) for queue in self._queues.values())
+
+    async def stop(self, timeout_seconds: float) -> None:
+        """Close the connection; what is not stored by then is read again by the partition's next owner."""
+        senders = [queue.sender for queue in self._queues.values() if queue.sender is not None]
+        for sender in senders:
+            sender.cancel()
+        await asyncio.gather(*senders, return_exceptions=True)
+        if self._producer is not None:
+            await _stop(self._producer, timeout_seconds)
+            self._producer = None
+
+    async def _send_all(self, queue: _Queue) -> None:
+        try:
+            pause = RETRY_FIRST_SECONDS
+            limit = None
+            while queue.waiting:
+                producer = self._producer
+                assert producer is not None
+                try:
+                    count = await self._send_some(producer, queue, limit)
+                except MessageSizeTooLargeError:
+                    limit = self._make_room(queue, limit)
+                except (TimeoutError, KafkaError, OSError) as error:
+                    self._metrics.counter("output_failures_total", queue.topic).inc()
+                    log.warning(
+                        "outcomes cannot be stored, trying again",
+                        extra={"topic": queue.topic, "partition": queue.partition, "error": repr(error)},
+                    )
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, RETRY_MAX_SECONDS)
+                    await self._renew(producer)
+                else:
+                    pause, limit = RETRY_FIRST_SECONDS, None
+                    for _ in range(count):
+                        stored = queue.waiting.popleft().stored
+                        if stored is not None:
+                            stored()
+        except Exception as error:  # noqa: BLE001 - a bug here must end the process, not stall a partition unseen
+            self._fatal(error)
+        finally:
+            queue.sender = None
+
+    async def _send_some(self, producer: AIOKafkaProducer, queue: _Queue, limit: int | None) -> int:
+        """Send what fits in one request, at most ``limit`` records; returns how many."""
+        batch = producer.create_batch()
+        append = batch.append
+        count = 0
+        for record in queue.waiting:
+            # aiokafka writes headers of any sequence; a null value is a null value.
+            if append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
+                break
+            count += 1
+            if count == limit:
+                break
+        batch.close()
+        acknowledged = await producer.send_batch(batch, queue.topic, partition=queue.partition)
+        await acknowledged
+        return count
+
+    def _make_room(self, queue: _Queue, limit: int | None) -> int:
+        """After a request too large for the broker: send one at a time, and that one without its bulk."""
+        if limit != 1:
+            return 1
+        record = queue.waiting[0]
+        self._metrics.counter("output_failures_total", queue.topic).inc()
+        log.warning("an outcome is too large for the broker, its bulk is left out", extra={"topic": queue.topic})
+        if record.lean is not None:
+            record.value, record.lean = record.lean(), None
+        elif record.value is not None:
+            record.headers = omitted_value_headers(record.headers, len(record.value))
+            record.value = None
+        else:
+            raise RuntimeError(f"a record of headers alone is too large for {queue.topic}")
+        return 1
+
+    async def _renew(self, failed: AIOKafkaProducer) -> None:
+        """Replace a producer that failed: after an error its sequence numbers may be out of step for good."""
+        async with self._renewing:
+            if self._producer is not failed:
+                return
+            fresh = self._new_producer()
+            try:
+                await fresh.start()
+            except (TimeoutError, KafkaError, OSError):
+                await fresh.stop()
+                return
+            self._producer = fresh
+        await _stop(failed, RETRY_MAX_SECONDS)
+
+    def _new_producer(self) -> AIOKafkaProducer:
+        arguments: dict[str, Any] = {
+            **self._arguments,
+            "client_id": "convoy",
+            "acks": "all",
+            "enable_idempotence": True,
+            "max_batch_size": MAX_REQUEST_BYTES,
+        }
+        return AIOKafkaProducer(**arguments)
+
+
+class TopicMissingError(Exception):
+    """A topic does not exist; the argument is its name."""
+
+
+async def _stop(producer: AIOKafkaProducer, timeout_seconds: float) -> None:
+    # A producer without brokers waits for ever to flush what it holds.
+    stopping = asyncio.ensure_future(producer.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=timeout_seconds)
+    if not done:
+        stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)

@@ -1,0 +1,64 @@
+"""Logs: one line an event that matters, as JSON or for people; never message text, never a key."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from service.settings import LogSettings
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+QUIET = ("aiokafka", "faststream", "httpx", "uvicorn", "asyncio")
+"""Libraries whose routine lines say less than ours; their warnings pass."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the fields given by ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Text for people: time, level, message, fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        fields = "".join(f"  {name}={value}" for name, value in _fields(record).items())
+        line = f"{_time(record)[11:23]} {record.levelname.lower():7} {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def set_up(settings: LogSettings) -> None:
+    """Send all logs to standard error in the form chosen."""
+    output = logging.StreamHandler(sys.stderr)
+    output.setFormatter(JsonFormatter() if settings.format == "json" else ConsoleFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [output]
+    root.setLevel(settings.level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}

@@ -1,0 +1,371 @@
+"""The loop: what travels from a lane to the API and back to Kafka reads off here.
+
+take a permit → take a due batch → (seam: before an attempt) → attempt → judge → decide:
+again | split | outcome → (seam: after an outcome) → reply or dead letter → stored → settle →
+only then may the position move.
+
+It decides nothing: which batch is the grouper's business, how many at once the limiter's, whether at all
+the circuit's, what an answer leads to the delivery's. It carries out, counts and times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from service.core.delivery import Action, DeadLettered, Delivered, Result
+from service.core.limiter import Signal
+from service.core.model import Answered, Dead, Reason
+from service.core.verdict import Kind, judge
+from service.kafka import codec
+from service.kafka.outlet import OutgoingRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from service.conversations.client import Conversations
+    from service.core.circuit import CircuitReason
+    from service.core.delivery import Delivery, Outcome
+    from service.core.grouper import Grouper, Partition
+    from service.core.limiter import Limiter
+    from service.core.model import Answer, Batch, Event, Refusal
+    from service.core.verdict import Verdict
+    from service.kafka.outlet import Outlet
+    from service.ops.health import Health
+    from service.ops.metrics import Metrics
+    from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 1.0
+"""The loop goes round at least this often, so that a probe can tell waiting from hanging."""
+DRAIN_MARGIN_SECONDS = 5.0
+"""Of the drain budget, kept for storing and committing."""
+
+
+class Journal(Protocol):
+    """What may stand at the pump's two seams; the ledger does."""
+
+    async def before_attempt(self, batch: Batch) -> bool:
+        """Record that ``batch`` is about to be sent; false: it must not be."""
+
+    async def after_outcome(self, batch: Batch, outcomes: Sequence[Outcome]) -> bool:
+        """Record what became of events; false: their partition is lost, nothing more is said of them."""
+
+
+class Pump:
+    """Carries batches from the grouper to the API and outcomes to the outlet."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        grouper: Grouper,
+        limiter: Limiter,
+        delivery: Delivery,
+        conversations: Conversations,
+        outlet: Outlet,
+        metrics: Metrics,
+        health: Health,
+        *,
+        settled: Callable[[], None],
+        fatal: Callable[[BaseException], None],
+        clock: Callable[[], float],
+        journal: Journal | None = None,
+    ) -> None:
+        self._kafka = settings.kafka
+        self._failed_replies = settings.reply.failures
+        self._drain_seconds = settings.shutdown.drain_seconds
+        self._overrides: Mapping[str, Kind] = {code: Kind(kind) for code, kind in settings.delivery.verdicts.items()}
+        self._grouper = grouper
+        self._limiter = limiter
+        self._delivery = delivery
+        self._circuit = delivery.circuit
+        self._circuit_reason: CircuitReason | None = None
+        self._conversations = conversations
+        self._outlet = outlet
+        self._metrics = metrics
+        self._health = health
+        self._settled = settled
+        self._fatal = fatal
+        self._clock = clock
+        self._journal = journal
+        self._wake = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._delivered = metrics.counter("delivered_items_total")
+        self._batch_items = metrics.histogram("batch_items")
+        self._batch_wait = metrics.histogram("batch_wait_seconds")
+        self._lateness = metrics.histogram("event_to_delivery_seconds")
+
+    def wake(self) -> None:
+        """Look again: something arrived or changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Go round until cancelled."""
+        while True:
+            self._wake.clear()
+            now = self._clock()
+            self._health.looked()
+            until = self._start_due(now)
+            timer = asyncio.get_running_loop().call_at(min(until, now + ROUND_SECONDS), self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+
+    def _start_due(self, now: float) -> float:
+        """Start what is due as far as permits go; returns when to look again."""
+        while True:
+            permitted_at = max(self._circuit.next_attempt(now), self._limiter.next_start(now))
+            if permitted_at > now:
+                return permitted_at
+            batch = self._grouper.take(now)
+            if batch is None:
+                deadline = self._grouper.deadline()
+                return math.inf if deadline is None else deadline
+            action = self._delivery.action(batch)
+            if action is Action.SPLIT:
+                self._carry_on(batch, self._delivery.split_guilty(batch), now)
+                continue
+            if batch.attempts == 0 and batch.setbacks == 0:
+                self._metrics.counter("batches_total", batch.flush_reason).inc()
+                self._batch_items.observe(len(batch.events))
+                self._batch_wait.observe(batch.waited_seconds)
+            probe = self._circuit.is_open
+            self._circuit.started()
+            self._limiter.started(now)
+            self._delivery.began(batch, action, now)
+            task = asyncio.create_task(self._work(batch, action, now, probe=probe))
+            self._under_way.add(task)
+            task.add_done_callback(self._finished)
+
+    async def _work(self, batch: Batch, action: Action, started_at: float, *, probe: bool) -> None:
+        """Make one request for a batch and carry out what follows from the answer."""
+        signal = Signal.NEUTRAL
+        try:
+            if action is Action.SEND and self._journal is not None and not await self._journal.before_attempt(batch):
+                return
+            try:
+                answer = await self._request(batch, action)
+                now = self._clock()
+                verdict = judge(answer, self._expected(batch, action, answer), self._overrides)
+                result = self._decide(batch, action, answer, verdict, started_at, now)
+            except Exception as error:  # one delivery's bug is fenced: it ends in dead letters, the others go on
+                log.exception("a delivery failed unforeseen", extra={"error": type(error).__name__})
+                now = self._clock()
+                result = _internal_error(batch, error)
+            else:
+                signal = _signal(verdict)
+                self._count(action, verdict, result, now - started_at)
+                if verdict.retry_after_seconds is not None:
+                    self._limiter.hold_until(now + verdict.retry_after_seconds)
+            if self._journal is not None and not await self._journal.after_outcome(batch, result.outcomes):
+                return
+            self._carry_on(batch, result, now)
+        finally:
+            now = self._clock()
+            self._limiter.finished(now, started_at=started_at, signal=signal)
+            self._circuit.ended(now, probe=probe)
+            self._watch_circuit()
+            if batch.lane.partition.draining:
+                self._drained.set()
+            self._wake.set()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fatal(error)
+
+    def _watch_circuit(self) -> None:
+        """Tell people, and the intake, when the circuit opens, closes or changes its reason."""
+        reason = self._circuit.reason
+        if reason is self._circuit_reason:
+            return
+        for changed, state in ((self._circuit_reason, 0), (reason, 1)):
+            if changed is not None:
+                self._metrics.gauge("circuit_state", changed).set(state)
+        if reason is None:
+            log.warning("circuit closed, consumption goes on", extra={"was": self._circuit_reason})
+        else:
+            log.error("circuit open, consumption pauses", extra={"reason": reason, "detail": self._circuit.detail})
+        self._circuit_reason = reason
+        self._settled()
+
+    async def _request(self, batch: Batch, action: Action) -> Answer:
+        conversation_id = batch.conversation_id
+        if action is Action.SEND:
+            return await self._conversations.create_items(conversation_id, [event.item for event in batch.events])
+        unsettled = batch.unsettled
+        if unsettled is None:
+            return await self._conversations.list_items(conversation_id, limit=1, newest_first=True)
+        if unsettled.after is None:
+            return await self._conversations.list_newest(conversation_id, 2 * len(batch.events))
+        return await self._conversations.list_all_items(conversation_id, after=unsettled.after)
+
+    @staticmethod
+    def _expected(batch: Batch, action: Action, answer: Answer) -> int:
+        """How many items a good answer lists: those sent, or as many as there are."""
+        if action is not Action.SEND and isinstance(answer, Answered) and answer.items is not None:
+            return len(answer.items)
+        return len(batch.events)
+
+    def _decide(
+        self, batch: Batch, action: Action, answer: Answer, verdict: Verdict, started_at: float, now: float
+    ) -> Result:
+        items = (answer.items or ()) if isinstance(answer, Answered) else ()
+        if action is Action.SEND:
+            last_id = answer.last_id if isinstance(answer, Answered) else ""
+            return self._delivery.sent(batch, verdict, items, last_id, started_at=started_at, now=now)
+        if action is Action.READ_CURSOR:
+            return self._delivery.cursor_read(batch, verdict, items, now)
+        return self._delivery.read_back(batch, verdict, items, started_at=started_at, now=now)
+
+    def _carry_on(self, batch: Batch, result: Result, now: float) -> None:
+        """Hand outcomes over to be stored, and the rest of the batch back to its lane."""
+        if not batch.lane.partition.alive:
+            # Its partition was lost meanwhile: what came of it is its next owner's to say.
+            self._grouper.done(batch, now)
+            return
+        self._conclude(batch, result.outcomes)
+        if result.again_at is not None:
+            self._grouper.again(batch, result.again_at)
+        elif result.parts:
+            self._grouper.split(batch, result.parts, now)
+        else:
+            self._grouper.done(batch, now)
+
+    # Outcomes
+
+    def refuse(self, partition: Partition, refusal: Refusal) -> None:
+        """Dead-letter a record that is no event."""
+        partition.watermark.received(refusal.offset)
+        partition.unstored += 1
+        dead = Dead(Reason.INVALID_EVENT, "invalid_event", refusal.message)
+
+        def stored() -> None:
+            partition.watermark.settle(refusal.offset)
+            self._stored(partition, 1)
+
+        self._dead_letter(refusal.source, dead, stored)
+
+    def _conclude(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
+        partition = batch.lane.partition
+        for outcome in outcomes:
+            partition.unstored += len(outcome.events)
+            if isinstance(outcome, Delivered):
+                self._reply(partition, outcome)
+            else:
+                self._give_up(partition, outcome)
+
+    def _reply(self, partition: Partition, outcome: Delivered) -> None:
+        events = outcome.events
+        wall_clock = time.time()
+        self._delivered.inc(len(events))
+        if outcome.read_back:
+            self._metrics.counter("duplicates_prevented_total").inc(len(events))
+        self._lateness.observe(max(0.0, wall_clock - events[0].source.timestamp / 1000))
+        topic = self._kafka.reply_topic
+        key = events[0].conversation_id.encode()
+        records = [
+            OutgoingRecord(key, value, headers, lean)
+            for value, headers, lean in codec.replies(outcome, self._kafka.events_topic, wall_clock)
+        ]
+        records[-1].stored = self._settler(partition, events)
+        self._outlet.store(topic, self._outlet.partition_for(topic, key), records)
+
+    def _give_up(self, partition: Partition, outcome: DeadLettered) -> None:
+        for event in outcome.events:
+            stored = self._settler(partition, [event], writes=2 if self._failed_replies else 1)
+            self._dead_letter(event.source, outcome.dead, stored)
+            if self._failed_replies:
+                topic = self._kafka.reply_topic
+                key = event.conversation_id.encode()
+                value = codec.failed_reply(event, outcome.dead, self._kafka.events_topic, time.time())
+                record = OutgoingRecord(key, value, codec.reply_headers(event), stored=stored)
+                self._outlet.store(topic, self._outlet.partition_for(topic, key), [record])
+
+    def _dead_letter(self, source: Any, dead: Dead, stored: Callable[[], None]) -> None:
+        self._metrics.counter("dead_letters_total", dead.reason).inc()
+        headers = codec.dead_letter_headers(source, dead, group=self._kafka.group_id, wall_clock=time.time())
+        record = OutgoingRecord(source.key, source.value, headers, stored=stored)
+        topic = self._kafka.dead_letter_topic
+        self._outlet.store(topic, self._outlet.partition_for(topic, source.key), [record])
+
+    def _settler(self, partition: Partition, events: Sequence[Event], *, writes: int = 1) -> Callable[[], None]:
+        """What to call when a write is stored; the last of ``writes`` settles the events."""
+        left = writes
+
+        def stored() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                partition.settle(events)
+                self._stored(partition, len(events))
+
+        return stored
+
+    def _stored(self, partition: Partition, count: int) -> None:
+        partition.unstored -= count
+        self._health.progressed()
+        if partition.draining:
+            self._drained.set()
+        self._settled()
+
+    # The end
+
+    async def drain(self, partitions: Sequence[Partition]) -> None:
+        """Wait until nothing of ``partitions`` is under way or unstored, or the budget is used up."""
+        deadline = self._clock() + self._drain_seconds - min(DRAIN_MARGIN_SECONDS, self._drain_seconds / 4)
+        self._wake.set()
+        while any(partition.busy or partition.unstored for partition in partitions):
+            left = deadline - self._clock()
+            if left <= 0:
+                log.warning("drain budget used up; what is in flight will be read again")
+                return
+            self._drained.clear()
+            timer = asyncio.get_running_loop().call_later(left, self._drained.set)
+            await self._drained.wait()
+            timer.cancel()
+
+    async def stop(self) -> None:
+        """End the attempts that a drain left behind."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def _count(self, action: Action, verdict: Verdict, result: Result, seconds: float) -> None:
+        metrics = self._metrics
+        code = str(verdict.status) if verdict.status is not None else verdict.code
+        metrics.counter("attempts_total", action, code, verdict.kind).inc()
+        metrics.histogram("attempt_duration_seconds", action).observe(seconds)
+        if result.again_at is not None and verdict.kind is not Kind.DELIVERED:
+            metrics.counter("retries_total", verdict.kind).inc()
+        if action is Action.READ_BACK:
+            if verdict.kind is not Kind.DELIVERED:
+                shown = "failed"
+            elif result.again_at is not None:
+                shown = "too_early"
+            elif not any(isinstance(outcome, Delivered) for outcome in result.outcomes):
+                shown = "absent"
+            else:
+                shown = "prefix" if result.parts else "found"
+            metrics.counter("readbacks_total", shown).inc()
+
+
+def _internal_error(batch: Batch, error: Exception) -> Result:
+    batch.unsettled = None
+    dead = Dead(Reason.INTERNAL_ERROR, type(error).__name__, attempts=batch.attempts, fate="unknown")
+    return Result([DeadLettered(batch.events, dead)])
+
+
+def _signal(verdict: Verdict) -> Signal:
+    """What an answer says about load."""
+    if verdict.kind is Kind.DELIVERED:
+        return Signal.OK
+    if verdict.kind is Kind.THROTTLED:
+        return Signal.THROTTLED
+    if verdict.kind in {Kind.AMBIGUOUS, Kind.TRANSIENT} and verdict.code != "unexpected_answer":
+        return Signal.OVERLOADED
+    return Signal.NEUTRAL
