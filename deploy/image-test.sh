@@ -105,6 +105,10 @@ echo ok
 say "convoy run with no broker: alive, not ready, and SIGTERM ends it with 0"
 service=$("${engine[@]}" run -d "${limits[@]}" "${confined[@]}" --env CONVOY_API__KEY=sk-image-test \
   --env CONVOY_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:1 --env "CONVOY_OPS__PORT=${CONVOY_TEST_PORT:-18080}" "$image")
+fail_with_log() {
+  "${engine[@]}" logs "$service" 2>&1 | tail -20
+  fail "convoy run: $*"
+}
 answer() { # PATH: the HTTP status, asked from inside so that no port has to be published
   "${engine[@]}" exec "$service" python3 -c '
 import os, sys, urllib.error, urllib.request
@@ -118,17 +122,18 @@ except OSError:
 ' "$1"
 }
 for _ in $(seq 60); do
+  [ "$("${engine[@]}" inspect --format '{{.State.Running}}' "$service")" = true ] || fail_with_log "it ended by itself"
   if [ "$(answer /livez)" = 200 ]; then break; fi
   sleep 0.5
 done
 for expected in /livez=200 /readyz=503 /metrics=200; do
   status=$(answer "${expected%=*}")
-  [ "$status" = "${expected#*=}" ] || { "${engine[@]}" logs "$service" | tail -20; fail "${expected%=*} answers $status"; }
+  [ "$status" = "${expected#*=}" ] || fail_with_log "${expected%=*} answers $status"
 done
 "${engine[@]}" stop --time 55 "$service" >/dev/null
 code=$("${engine[@]}" inspect --format '{{.State.ExitCode}}' "$service")
 "${engine[@]}" logs "$service" > "$work/log" 2>&1
-[ "$code" = 0 ] || { tail -20 "$work/log"; fail "ended with $code"; }
+[ "$code" = 0 ] || fail_with_log "ended with $code"
 if grep -q sk-image-test "$work/log"; then fail "the API key is in the log"; fi
 echo ok
 

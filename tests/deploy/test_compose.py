@@ -43,7 +43,7 @@ def test_our_image_is_built_from_here_in_the_version_of_the_package(name: str) -
 @every_service_of_ours
 def test_a_command_is_one_that_convoy_knows(name: str) -> None:
     # --help ends a command before it starts, but after its options have been parsed.
-    command = [sys.executable, "-c", "from service.cli import main; main()", *OURS[name]["command"], "--help"]
+    command = [sys.executable, "-m", "service", *OURS[name]["command"], "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
