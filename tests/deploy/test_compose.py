@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from kafka_server import container_image
 
 import service
 
@@ -104,6 +105,10 @@ def test_the_names_that_find_each_other_agree(read_settings: Callable[[Mapping[s
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     [job] = prometheus["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"convoy:{settings.ops.port}"]}]
+
+
+def test_the_broker_is_the_one_that_the_tests_run_against() -> None:
+    assert SERVICES["kafka"]["image"] == container_image()
 
 
 def test_the_service_has_longer_to_stop_than_it_drains(
