@@ -6,6 +6,7 @@ Exit codes: 0 ok (a drained SIGTERM included), 1 a fault, 2 usage or settings.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
@@ -47,6 +48,8 @@ def _options(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Settings come from CONVOY_* variables; `convoy config` shows them."""
+    # A command answers in its own words; `run` sets logging up for a service.
+    logging.basicConfig(level=logging.CRITICAL)
 
 
 @cli.command()
@@ -71,8 +74,8 @@ def config(
 def topics(
     partitions: Annotated[int, typer.Option(min=1, max=10_000, help="Partitions of each topic.")] = 12,
     replication_factor: Annotated[
-        int, typer.Option(min=-1, max=100, help="Copies of each; -1: the broker's default.")
-    ] = -1,
+        int | None, typer.Option(min=1, max=100, help="Copies of each; default: one a broker, three at most.")
+    ] = None,
 ) -> None:
     """Create the topics; those that exist are left as they are."""
     from service.commands.topics import topics as create  # noqa: PLC0415

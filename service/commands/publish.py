@@ -24,19 +24,19 @@ class _Keyed(msgspec.Struct):
     conversation_id: str | None = None
 
 
-class LineError(Exception):
-    """A line that cannot be published; the message names it."""
+class PublishError(Exception):
+    """What cannot be published, and why."""
 
 
 def publish(settings: KafkaSettings, lines: IO[bytes]) -> int:
     """Publish every line, in order, acknowledged by all replicas; returns the exit code."""
     try:
         count = asyncio.run(_publish(settings, lines))
-    except LineError as error:
+    except PublishError as error:
         sys.stderr.write(f"convoy publish: {error}\n")
         return 2
-    except KafkaError as error:
-        sys.stderr.write(f"convoy publish: {settings.bootstrap_servers}: {error!r}\n")
+    except (KafkaError, OSError) as error:
+        sys.stderr.write(f"convoy publish: {settings.bootstrap_servers}: {error}\n")
         return 1
     sys.stdout.write(f"{count} events published to {settings.events_topic}\n")
     return 0
@@ -47,6 +47,10 @@ async def _publish(settings: KafkaSettings, lines: IO[bytes]) -> int:
         **connection_arguments(settings), client_id="convoy-publish", acks="all", enable_idempotence=True
     )
     await producer.start()
+    metadata = await producer.client.fetch_all_metadata()
+    if not metadata.partitions_for_topic(settings.events_topic):
+        await producer.stop()
+        raise PublishError(f"topic {settings.events_topic} does not exist (create it: convoy topics)")
     count = 0
     try:
         sent: list[asyncio.Future[object]] = []
@@ -70,7 +74,7 @@ def _records(lines: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
         try:
             event = msgspec.json.decode(value, type=_Keyed)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise LineError(f"line {number}: {error}") from None
+            raise PublishError(f"line {number}: {error}") from None
         if not event.conversation_id:
-            raise LineError(f"line {number}: conversation_id: missing")
+            raise PublishError(f"line {number}: conversation_id: missing")
         yield event.conversation_id.encode(), value

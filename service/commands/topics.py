@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from service.settings import KafkaSettings
 
 
-def topics(settings: KafkaSettings, *, partitions: int, replication_factor: int) -> int:
+def topics(settings: KafkaSettings, *, partitions: int, replication_factor: int | None) -> int:
     """Create what is missing and print a line for each topic; returns the exit code."""
-    configs = {"min.insync.replicas": "2"} if replication_factor >= 3 else {}
     try:
-        outcome = asyncio.run(
-            create_topics(settings, partitions=partitions, replication_factor=replication_factor, configs=configs)
-        )
-    except KafkaError as error:
+        outcome = asyncio.run(create_topics(settings, partitions=partitions, replication_factor=replication_factor))
+    except (KafkaError, OSError) as error:
         sys.stderr.write(f"convoy topics: {settings.bootstrap_servers}: {error}\n")
         return 1
     for name, what in sorted(outcome.items()):

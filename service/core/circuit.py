@@ -16,6 +16,8 @@ PROBE_INITIAL_SECONDS = 0.5
 PROBE_MAX_SECONDS = 3.0
 """Between probes; small enough that a healed host is used again within five seconds."""
 FORBIDDEN_KEPT = 1000
+FORBIDDEN_MEMORY_SECONDS = 60.0
+"""A conversation not refused for so long was given up or moved away; a new refusal of it stands alone."""
 
 
 class CircuitReason(enum.StrEnum):
@@ -34,8 +36,8 @@ class Circuit:
     """Closed, or open for a reason."""
 
     __slots__ = (
-        "_before_last_success", "_failing", "_forbidden", "_interval", "_last_success", "_last_success_of",
-        "_open_seconds", "_opened_at", "_probe_at", "_probing", "_successes", "detail", "reason",
+        "_accepted_start", "_before_last_success", "_failing", "_forbidden", "_interval", "_last_success",
+        "_last_success_of", "_open_seconds", "_opened_at", "_probe_at", "_probing", "_read_worked", "detail", "reason",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,8 +46,8 @@ class Circuit:
         self.detail = ""
         """The code and message of the answer that opened it, for people."""
         self._failing: set[str] = set()
-        self._forbidden: dict[str, int] = {}
-        self._successes = 0
+        self._forbidden: dict[str, tuple[float, float]] = {}
+        self._accepted_start = -math.inf
         self._last_success = -math.inf
         self._last_success_of = ""
         self._before_last_success = -math.inf
@@ -54,6 +56,7 @@ class Circuit:
         self._interval = PROBE_INITIAL_SECONDS
         self._probe_at = 0.0
         self._probing = False
+        self._read_worked = False
 
     @property
     def is_open(self) -> bool:
@@ -70,21 +73,29 @@ class Circuit:
         """Note that an attempt started; while open it is the probe."""
         if self.reason is not None:
             self._probing = True
+            self._read_worked = False
 
     def ended(self, now: float, *, probe: bool) -> None:
         """Note that an attempt which started as a ``probe`` is over, whatever it said."""
         if probe and self.reason is not None:
             self._probing = False
+            if self._read_worked:
+                return
             self._interval = min(self._interval * 2, PROBE_MAX_SECONDS)
             self._probe_at = now + self._interval
 
     def reads_work(self, now: float) -> None:
         """Note that a read succeeded while open: worth trying a write at once, but no proof of health."""
         self._probe_at = now
+        self._read_worked = True
 
-    def success(self, conversation_id: str, now: float) -> None:
-        """Note an answer that shows the host at work: it closes the circuit."""
-        self._successes += 1
+    def success(self, conversation_id: str, now: float, *, started_at: float = -math.inf) -> None:
+        """Note an answer that shows the host at work: it closes the circuit.
+
+        ``started_at`` is when the attempt began, where the answer also shows that the key may write.
+        """
+        self._accepted_start = max(self._accepted_start, started_at)
+        self._forbidden.pop(conversation_id, None)
         if conversation_id != self._last_success_of:
             self._before_last_success = self._last_success
             self._last_success_of = conversation_id
@@ -113,17 +124,25 @@ class Circuit:
         self.reason = reason
         self.detail = detail
 
+    def others_failing(self, conversation_id: str) -> bool:
+        """Whether another conversation is in trouble too, with no success since."""
+        return len(self._failing) > (conversation_id in self._failing)
+
     def forbidden(self, conversation_id: str, now: float, detail: str) -> bool:
         """Judge a 403: whether it is this conversation's alone.
 
-        Alone: others were accepted since it was first refused. Another one refused with no success
-        between: the key has no rights, and the circuit opens. Neither yet: it has to be tried again.
+        Alone: another was accepted in an attempt begun after this one was first refused; an answer to an
+        earlier attempt may date from before the key lost its rights. Another one refused with nothing accepted
+        since: the key has no rights, and the circuit opens. Neither yet, or open: it has to be tried again.
         """
-        first = self._forbidden.setdefault(conversation_id, self._successes)
-        if self._successes > first:
-            del self._forbidden[conversation_id]
+        first, last = self._forbidden.get(conversation_id, (now, now))
+        if now - last > FORBIDDEN_MEMORY_SECONDS:
+            first = now
+        if self.reason is None and self._accepted_start > first:
+            self._forbidden.pop(conversation_id, None)
             return True
-        if any(seen == self._successes for other, seen in self._forbidden.items() if other != conversation_id):
+        self._forbidden[conversation_id] = (first, now)
+        if any(last >= self._accepted_start for other, (_, last) in self._forbidden.items() if other != conversation_id):
             self.trip(now, CircuitReason.FORBIDDEN, detail)
         while len(self._forbidden) > FORBIDDEN_KEPT:
             del self._forbidden[next(iter(self._forbidden))]

@@ -7,7 +7,7 @@ is an argument), no API, no Kafka, and not what became of a batch beyond "again"
 Two structures order the work. ``_ready`` is a queue of lanes with a due batch: first due, first served,
 and a lane that has more goes to the end, so a busy conversation cannot starve a quiet one. ``_timers``
 is a heap of lanes that wait for their window or their back-off; an entry whose lane has moved on since
-is recognised by its token and skipped.
+is recognised by its token and skipped, and swept out once such entries are the larger part.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 BODY_OVERHEAD_BYTES = len(b'{"items":[]}') - 1
 """What a request body adds to its items, each counted with one comma."""
+
+
+SWEEP_FROM_TIMERS = 1000
+"""A smaller heap is never swept: what lies in it is not worth the look."""
 
 
 class LaneState(enum.Enum):
@@ -108,7 +112,7 @@ class Partition:
 class Grouper:
     """All lanes of all assigned partitions."""
 
-    __slots__ = ("_max_bytes", "_max_items", "_ready", "_timers", "_token", "_window", "partitions")
+    __slots__ = ("_max_bytes", "_max_items", "_ready", "_sweep_at", "_timers", "_token", "_window", "partitions")
 
     def __init__(self, *, max_items: int, max_bytes: int, window_seconds: float) -> None:
         self._max_items = max_items
@@ -116,6 +120,7 @@ class Grouper:
         self._window = window_seconds
         self._ready: deque[Lane] = deque()
         self._timers: list[tuple[float, int, Lane]] = []
+        self._sweep_at = SWEEP_FROM_TIMERS
         self._token = 0
         self.partitions: dict[int, Partition] = {}
 
@@ -190,7 +195,7 @@ class Grouper:
         if self._ready:
             return float("-inf")
         timers = self._timers
-        while timers and (timers[0][2].token != timers[0][1] or not timers[0][2].partition.alive):
+        while timers and not _is_live(timers[0]):
             heapq.heappop(timers)
         return timers[0][0] if timers else None
 
@@ -265,9 +270,15 @@ class Grouper:
         self._ready.append(lane)
 
     def _set_timer(self, lane: Lane, at: float) -> None:
+        timers = self._timers
+        if len(timers) >= self._sweep_at:
+            # A busy lane leaves an entry with every full batch; a long window would let them pile up.
+            timers[:] = filter(_is_live, timers)
+            heapq.heapify(timers)
+            self._sweep_at = max(SWEEP_FROM_TIMERS, 2 * len(timers))
         self._token += 1
         lane.token = self._token
-        heapq.heappush(self._timers, (at, self._token, lane))
+        heapq.heappush(timers, (at, self._token, lane))
 
     def _cut(self, lane: Lane, now: float) -> Batch:
         waiting = lane.waiting
@@ -295,3 +306,9 @@ class Grouper:
             del waiting[:count]
             lane.bytes -= taken
         return Batch(lane, events, reason, now - events[0].read_at)
+
+
+def _is_live(timer: tuple[float, int, Lane]) -> bool:
+    """Whether the lane still waits for this timer."""
+    _, token, lane = timer
+    return lane.token == token and lane.partition.alive

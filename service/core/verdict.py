@@ -57,8 +57,6 @@ CODE_KINDS: Mapping[str, Kind] = {
     "postpaidbilloverdue": Kind.OPERATOR,
     "commoditynotpurchased": Kind.OPERATOR,
     "allocationquota.freetieronly": Kind.OPERATOR,
-    "invalid_url": Kind.OPERATOR,
-    "unknown_url": Kind.OPERATOR,
     "conversation_not_found": Kind.CONVERSATION_NOT_FOUND,
 }
 """Error codes that say more than their status, in lower case. Settings may add to them."""
@@ -73,13 +71,25 @@ STATUS_KINDS: Mapping[int, Kind] = {
     408: Kind.TRANSIENT,
     409: Kind.BUSY,
     413: Kind.TOO_LARGE,
+    421: Kind.OPERATOR,
     423: Kind.BUSY,
+    426: Kind.OPERATOR,
     429: Kind.THROTTLED,
 }
 """What a status means when its error code says no more; other 3xx are the operator's, other 4xx refusals."""
 
-WRONG_URL_PREFIX = "invalid url"
-"""How OpenAI's own error form words a path it does not have (404 with no code)."""
+WRONG_URL_CODES = frozenset({"invalid_url", "unknown_url"})
+WRONG_URL_WORDS: Mapping[int, tuple[str, ...]] = {
+    400: ("url error, please check url", "invalid url provided in your request"),
+    404: ("invalid url", "unknown request url"),
+}
+"""How an error in the API's own form begins when the path is wrong: DashScope with 400, OpenAI with 404.
+
+Only with these statuses: the same words with another one speak of a URL inside an item.
+"""
+RELAYED_STATUSES = frozenset({502, 504})
+"""Said by one server of another (RFC 9110 §15.6): in whatever form, not the last word of the one that stores.
+Cloudflare writes its 502 for OpenAI in OpenAI's form, and the number in ``code``."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -123,9 +133,9 @@ def judge(answer: Answer, sent: int, overrides: Mapping[str, Kind] | None = None
         code=error.code if error else f"http_{status}",
         message=error.message if error else _phrase(status),
         status=status,
-        culprit=error.culprit if error and error.culprit is not None and error.culprit < sent else None,
+        culprit=error.culprit if error and error.culprit in range(sent) else None,
         retry_after_seconds=answer.retry_after_seconds,
-        last_word=kind is not Kind.AMBIGUOUS or _own_form(status, error),
+        last_word=kind is not Kind.AMBIGUOUS or _is_last_word(status, error),
     )
 
 
@@ -144,12 +154,12 @@ def _kind(answer: Answered, overrides: Mapping[str, Kind]) -> Kind:
         return Kind.AMBIGUOUS
     code = error.code.lower() if error else ""
     by_code = overrides.get(code) or CODE_KINDS.get(code)
-    if by_code is None and code.startswith("throttling"):
-        by_code = Kind.THROTTLED
-    elif by_code is None and error and error.message.lower().startswith(WRONG_URL_PREFIX):
-        by_code = Kind.OPERATOR
     if by_code is not None:
         return by_code
+    if code.startswith("throttling"):
+        return Kind.THROTTLED
+    if error and _says_wrong_url(status, error):
+        return Kind.OPERATOR
     if status == 404 and _own_form(status, error):
         return Kind.CONVERSATION_NOT_FOUND
     if status == 429 and answer.should_retry is False:
@@ -162,12 +172,32 @@ def _kind(answer: Answered, overrides: Mapping[str, Kind]) -> Kind:
 def _own_form(status: int, error: ErrorBody | None) -> bool:
     """Whether the body is an error the API itself wrote, not a gateway's.
 
-    A flat ``{"error": "Not Found"}`` that only repeats the status phrase is what web frameworks and
-    proxies say of a path they do not know.
+    A ``{"error": "Not Found"}`` that only repeats the status is what web frameworks and proxies say of a
+    path they do not know, some of them in OpenAI's form with the number for a code.
     """
     if error is None:
         return False
-    return error.form is not ErrorForm.FLAT or error.message.lower() != _phrase(status).lower()
+    phrase = _letters(_phrase(status))
+    if _letters(error.message) != phrase:
+        return True
+    return error.form is not ErrorForm.FLAT and _letters(error.code) not in {"", str(status), phrase, f"{phrase}error"}
+
+
+def _is_last_word(status: int, error: ErrorBody | None) -> bool:
+    """Whether the API, by this error, has finished with the request: what is not stored now never will be."""
+    if error is None or status in RELAYED_STATUSES or error.code == str(status):
+        return False
+    return error.form is not ErrorForm.FLAT or _own_form(status, error)
+
+
+def _says_wrong_url(status: int, error: ErrorBody) -> bool:
+    if status == 404 and error.code.lower() in WRONG_URL_CODES:
+        return True
+    return error.message.lower().startswith(WRONG_URL_WORDS.get(status, ()))
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def _phrase(status: int) -> str:

@@ -12,11 +12,14 @@ from service.kafka.connection import connection_arguments
 if TYPE_CHECKING:
     from service.settings import KafkaSettings
 
+SAFE_COPIES = 3
 
-async def create_topics(
-    settings: KafkaSettings, *, partitions: int, replication_factor: int, configs: dict[str, str]
-) -> dict[str, str]:
+
+async def create_topics(settings: KafkaSettings, *, partitions: int, replication_factor: int | None) -> dict[str, str]:
     """Create the topics Convoy uses; returns for each what happened: ``created`` or ``exists``.
+
+    Without a ``replication_factor`` there are as many copies as brokers, three at most. With three or more,
+    a write needs two of them, so that ``acks=all`` survives the loss of one.
 
     Raises:
         KafkaError: no broker answers, or one refuses.
@@ -25,6 +28,9 @@ async def create_topics(
     admin = AIOKafkaAdminClient(**connection_arguments(settings), client_id="convoy-topics")
     await admin.start()
     try:
+        if replication_factor is None:
+            replication_factor = min(SAFE_COPIES, len((await admin.describe_cluster())["brokers"]))
+        configs = {"min.insync.replicas": "2"} if replication_factor >= SAFE_COPIES else {}
         answer = await admin.create_topics(
             [NewTopic(name, partitions, replication_factor, topic_configs=configs) for name in names]
         )

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from service.core.delivery import Delivered
     from service.core.model import Dead
 
-Headers = tuple[tuple[str, bytes | None], ...]
+Headers = list[tuple[str, bytes | None]]
+"""As aiokafka takes and gives them; a name may stand more than once."""
 
 EVENT_OVERHEAD_BYTES = 600
 """What an event holds of memory beside its bytes: the record, the event and their place in a lane."""
@@ -33,7 +34,7 @@ CORRELATION_HEADERS = ("correlation_id", "kafka_correlationId")
 """FastStream's and Spring's."""
 DEAD_LETTER_PREFIX = "dlq."
 REDRIVES_HEADER = "dlq.redrives"
-CONTENT_TYPE_JSON = ("content-type", b"application/json")
+CONTENT_TYPE_JSON: tuple[str, bytes | None] = ("content-type", b"application/json")
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -188,12 +189,12 @@ def reply_headers(event: Event) -> Headers:
     """The headers of a reply: the event's correlation under its own name and bytes, its trace, the content type."""
     given = event.source.headers
     if not given:
-        return (("correlation_id", event.event_id.encode()), CONTENT_TYPE_JSON)
-    kept = [(name, value) for name, value in given if name in CORRELATION_HEADERS]
+        return [("correlation_id", event.event_id.encode()), CONTENT_TYPE_JSON]
+    kept: Headers = [(name, value) for name, value in given if name in CORRELATION_HEADERS]
     if not kept:
         kept.append(("correlation_id", event.event_id.encode()))
     kept.extend((name, value) for name, value in given if name == "traceparent")
-    return (*kept, CONTENT_TYPE_JSON)
+    return [*kept, CONTENT_TYPE_JSON]
 
 
 def dead_letter_headers(record: ConsumerRecord[bytes, bytes], dead: Dead, *, group: str, wall_clock: float) -> Headers:
@@ -215,17 +216,17 @@ def dead_letter_headers(record: ConsumerRecord[bytes, bytes], dead: Dead, *, gro
         told.append(("dlq.http.status", str(dead.status)))
     original = [(name, value) for name, value in record.headers if not name.startswith(DEAD_LETTER_PREFIX)]
     redrives = [value for name, value in record.headers if name == REDRIVES_HEADER]
-    return (
+    return [
         *original,
         *((name, value.encode("utf-8", "replace")) for name, value in told),
         (REDRIVES_HEADER, redrives[-1] if redrives and redrives[-1] is not None else b"0"),
-    )
+    ]
 
 
 def omitted_value_headers(headers: Headers, size: int) -> Headers:
     """The headers of a dead letter whose value no broker takes: what is left out, and where the original lies."""
     note = {"bytes": size, "see": "dlq.original.topic, .partition, .offset"}
-    return (*headers, ("dlq.value.omitted", json.dumps(note).encode()))
+    return [*headers, ("dlq.value.omitted", json.dumps(note).encode())]
 
 
 def timestamp(wall_clock: float) -> str:

@@ -22,7 +22,7 @@ from faststream.kafka.message import KafkaMessage
 
 from service.core.model import Refusal
 from service.kafka.codec import decode, key_matches
-from service.kafka.connection import connection_arguments
+from service.kafka.connection import broker_security
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -81,12 +81,13 @@ class Intake:
         """Whether reading is to stop altogether: the circuit is open, or the process is stopping."""
         self._accepted = metrics.counter("events_total", "accepted")
         self._broker = _Broker(
-            **connection_arguments(settings.kafka),
+            settings.kafka.bootstrap_servers.split(","),
+            security=broker_security(settings.kafka),
             client_id="convoy",
             consumer_only=True,
             apply_types=False,
             graceful_timeout=1.0,
-            logger=logging.getLogger("faststream"),
+            logger=logging.getLogger("convoy.faststream"),
         )
         self._subscriber = self._broker.subscriber(
             self._kafka.events_topic,

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from service.settings import LogSettings
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-QUIET = ("aiokafka", "faststream", "httpx", "uvicorn", "asyncio")
-"""Libraries whose routine lines say less than ours; their warnings pass."""
+QUIET = {
+    "aiokafka": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "convoy.faststream": logging.ERROR,
+    "httpx": logging.WARNING,
+    "uvicorn": logging.WARNING,
+}
+"""Libraries whose lines below this level say less than ours."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,8 +57,8 @@ def set_up(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(settings.level.upper())
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(max(level, root.level))
 
 
 def _time(record: logging.LogRecord) -> str:
