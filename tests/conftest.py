@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from dataclasses import dataclass, field
@@ -37,9 +38,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def kafka_is_required() -> bool:
     """In CI a test that cannot run is a test that failed; so it is where somebody asks for it."""
-    return any(
-        os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "CONVOY_REQUIRE_KAFKA")
-    )
+    return any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "CONVOY_REQUIRE_KAFKA"))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +95,9 @@ class MakeTopics(Protocol):
 async def topics(kafka: KafkaServer) -> AsyncIterator[MakeTopics]:
     """`await topics(partitions=4)` → events, replies, dead letters, a ledger as SPEC §8 wants it, a group."""
     made: list[Topics] = []
+    if kafka.restartable:
+        # Another test may have failed with the broker down or paused.
+        await asyncio.to_thread(kafka.start)
 
     async def make(partitions: int = 4) -> Topics:
         fresh = Topics(partitions)

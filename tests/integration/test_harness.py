@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from kafka_server import Jar, KafkaUnavailableError, TamperedJarError, fetch_jars, kafka_version, read_lock
+from kafka_server import Jar, JvmKafka, KafkaUnavailableError, TamperedJarError, fetch_jars, kafka_version, read_lock
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import MakeTopics, Topics
     from kafka_server import KafkaServer
 
 
 async def produce(kafka: KafkaServer, topic: str, values: list[bytes]) -> None:
-    async with AIOKafkaProducer(
-        bootstrap_servers=kafka.bootstrap_servers, enable_idempotence=True
-    ) as producer:
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, enable_idempotence=True) as producer:
         for value in values:
             await producer.send_and_wait(topic, value, key=value)
 
@@ -34,7 +34,7 @@ def member(kafka: KafkaServer, topics: Topics) -> AIOKafkaConsumer:
         group_id=topics.group,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
-        metadata_max_age_ms=1_000,
+        heartbeat_interval_ms=200,
     )
 
 
@@ -158,3 +158,45 @@ def test_the_lock_names_each_jar_once_and_one_version_of_kafka() -> None:
     assert len({(jar.group, jar.artifact) for jar in jars}) == len({jar.file for jar in jars}) == len(jars)
     assert {jar.version for jar in jars if jar.group == "org.apache.kafka"} == {kafka_version()}
     assert all(len(jar.sha256) == 64 for jar in jars)
+
+
+@pytest.mark.parametrize(("required", "outcome"), [(False, "1 skipped"), (True, "1 error")])
+def test_no_kafka_is_a_loud_skip_and_a_failure_in_ci(tmp_path: Path, *, required: bool, outcome: str) -> None:
+    elsewhere = {
+        "DOCKER_HOST": "unix:///nonexistent",
+        "CONVOY_CACHE": str(tmp_path),
+        "CONVOY_MAVEN_REPOSITORY": tmp_path.as_uri(),
+    }
+    environment = {name: value for name, value in os.environ.items() if name not in {"CI", "CONVOY_TEST_KAFKA"}}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "paused"],
+        cwd=Path(__file__).parents[2],
+        env=environment | elsewhere | ({"CI": "true"} if required else {"CONVOY_REQUIRE_KAFKA": "0"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "NOT TESTED AGAINST A REAL KAFKA" in done.stdout
+    assert f"cannot fetch {tmp_path.as_uri()}" in done.stdout
+    assert outcome in done.stdout
+    assert done.returncode == (1 if required else 0)
+
+
+def test_the_broker_does_not_outlive_a_process_that_was_killed(kafka: KafkaServer) -> None:
+    if not isinstance(kafka, JvmKafka):
+        pytest.skip("a container is reaped by testcontainers")
+    script = (
+        "import os, signal, kafka_server\n"
+        "kafka = kafka_server.find_kafka()\n"
+        "kafka.start()\n"
+        "print(kafka.pid, kafka.folder, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=False
+    )
+    pid, folder = done.stdout.split()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() or Path(folder).exists():
+        assert time.monotonic() < deadline, f"broker {pid} or {folder} is still there"
+        time.sleep(0.05)
