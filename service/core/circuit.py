@@ -142,7 +142,9 @@ class Circuit:
             self._forbidden.pop(conversation_id, None)
             return True
         self._forbidden[conversation_id] = (first, now)
-        if any(last >= self._accepted_start for other, (_, last) in self._forbidden.items() if other != conversation_id):
+        if any(
+            last >= self._accepted_start for other, (_, last) in self._forbidden.items() if other != conversation_id
+        ):
             self.trip(now, CircuitReason.FORBIDDEN, detail)
         while len(self._forbidden) > FORBIDDEN_KEPT:
             del self._forbidden[next(iter(self._forbidden))]

@@ -12,7 +12,12 @@ The life of a batch::
           │                         ├─ absent, too early to tell ─ wait ─ READ_BACK
           │                         └─ absent ─ SEND what is missing
           └─ refused ─┬─ one item ───────────────────────────────────── dead letter
-                      └─ more ─ READ_BACK ─ halves (or around the culprit named) ─ SEND each
+                      └─ more ─ READ_BACK ─ split ─ SEND each
+
+How a refused batch is split: around the culprit the API names. Else, after a read-back, the first missing item
+goes alone: an API that stores up to the culprit has just named it that way; and if it is accepted, though
+nothing was stored before, the API refuses as a whole and need not be read again. Else 3 : 5, the cheapest cut
+where a refused first part costs one request more (that of the second part) than an accepted one.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from typing import TYPE_CHECKING
 from service.core.circuit import CircuitReason
 from service.core.model import Batch, Dead, Reason, Unsettled
 from service.core.readback import found, item_id, likeness
-from service.core.verdict import Kind
+from service.core.verdict import Kind, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
     from service.core.circuit import Circuit
     from service.core.model import Event
     from service.core.readback import Cursors
-    from service.core.verdict import Verdict
 
 LOCAL_BACKOFF_MAX_SECONDS = 5.0
 """The longest wait behind a lock or an unproven 403: they end without notice, and only this lane waits."""
@@ -44,6 +48,10 @@ UNREADABLE_READS = 3
 """So many failed read-backs in a row, of a batch that is spent, and its fate is called unknown."""
 UNEXPECTED_ANSWERS = 2
 """So many 2xx answers that list nothing, and it is no accident."""
+TROUBLES_OF_AGE = 2
+"""Age alone gives nothing up: it may have passed while nothing could be sent for other reasons."""
+
+_NO_ID = Verdict(Kind.AMBIGUOUS, "unexpected_answer", "listed an item without an id", 200)
 
 _DEAD_REASONS = {
     Kind.CONVERSATION_NOT_FOUND: Reason.CONVERSATION_NOT_FOUND,
@@ -112,11 +120,13 @@ class Result:
 class Delivery:
     """Decides for all batches, with what they share: the circuit and the cursors."""
 
-    __slots__ = ("_policy", "_random", "circuit", "cursors")
+    __slots__ = ("_policy", "_random", "_sent_behind", "circuit", "cursors")
 
     def __init__(self, policy: Policy, circuit: Circuit, cursors: Cursors, random: Callable[[], float]) -> None:
         self._policy = policy
         self._random = random
+        self._sent_behind: dict[int, str | None] = {}
+        # By identity, so that what is never heard of again holds no batch: an address is written anew when reused.
         self.circuit = circuit
         self.cursors = cursors
 
@@ -134,40 +144,50 @@ class Delivery:
         """Note that the request of ``action`` starts for ``batch``."""
         if action is Action.SEND:
             batch.attempts += 1
+            # Now, not when the answer comes: a lane of the same conversation on another partition may move it.
+            self._sent_behind[id(batch)] = self.cursors.get(batch.conversation_id)
         if batch.began_at is None:
             batch.began_at = now
             batch.open_at_start = self.circuit.open_seconds(now)
 
     def split_guilty(self, batch: Batch) -> Result:
         """Split a batch that is known to hold the culprit."""
-        return Result(parts=self._halves(batch, batch.events, suspects=True))
+        return Result(parts=self._suspects(batch, batch.events))
 
     def sent(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], last_id: str, *, started_at: float,
              now: float) -> Result:  # fmt: skip
         """Decide what an attempt begun at ``started_at`` and judged ``verdict`` leads to."""
         kind = verdict.kind
+        after = self._sent_behind.pop(id(batch), None)
         if kind is Kind.DELIVERED:
-            self.circuit.success(batch.conversation_id, now)
-            self.cursors.learn(batch.conversation_id, last_id)
+            self.circuit.success(batch.conversation_id, now, started_at=started_at)
+            self._learn(batch, last_id)
             if batch.twin is not None:
                 batch.twin.known_guilty = True
+                batch.twin.atomic_refusal = batch.atomic_refusal
             events = batch.events
             return Result([Delivered(events, items, len(events), 0, batch.attempts, read_back=False)])
+        if kind is Kind.FORBIDDEN:
+            return self._forbidden(batch, verdict, now)
         if kind in _DEAD_REASONS:
-            return self._refused(batch, verdict, started_at, now)
+            return self._refused(batch, verdict, after, started_at, now)
         if kind is Kind.AMBIGUOUS:
-            after = self.cursors.get(batch.conversation_id)
             batch.unsettled = Unsettled(started_at, after, last_word=verdict.last_word)
         return self._put_back(batch, verdict, now)
 
     def cursor_read(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], now: float) -> Result:
         """Decide after asking for the newest item of a cold conversation."""
-        if verdict.kind is Kind.DELIVERED or verdict.kind is Kind.CONVERSATION_NOT_FOUND:
-            # Of a conversation that is not there the attempt to write will say so, in the API's own words.
-            self.cursors.learn(batch.conversation_id, item_id(items[0]) if items else "")
-            self.circuit.reads_work(now)
-            return Result(again_at=now)
-        return self._put_back(batch, verdict, now)
+        if verdict.kind is Kind.FORBIDDEN:
+            return self._forbidden(batch, verdict, now)
+        if verdict.kind is not Kind.DELIVERED and verdict.kind is not Kind.CONVERSATION_NOT_FOUND:
+            return self._put_back(batch, verdict, now)
+        # Of a conversation that is not there the attempt to write will say so, in the API's own words.
+        newest = item_id(items[0]) if items else ""
+        if items and not newest:
+            return self._put_back(batch, _NO_ID, now)
+        self.cursors.learn(batch.conversation_id, newest)
+        self.circuit.reads_work(now)
+        return Result(again_at=now)
 
     def read_back(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], *, started_at: float,
                   now: float) -> Result:  # fmt: skip
@@ -190,9 +210,7 @@ class Delivery:
         matches = found([likeness(event.item) for event in events], [likeness(item) for item in items])
         stored = len(matches)
         if items:
-            newest = item_id(items[-1])
-            if newest:
-                self.cursors.learn(batch.conversation_id, newest)
+            self._learn(batch, item_id(items[-1]))
         can_tell = unsettled.last_word or started_at >= unsettled.started_at + self._policy.settle_seconds
         if stored < len(events) and not can_tell:
             unsettled.reads = 0
@@ -202,14 +220,16 @@ class Delivery:
         batch.unsettled = None
         result = Result()
         if stored:
+            # Written and read: without this the last batch of an outage could leave the circuit open for ever.
+            self.circuit.success(batch.conversation_id, now, started_at=unsettled.started_at)
             proof = [items[index] for index in matches]
             result.outcomes.append(Delivered(events[:stored], proof, len(events), 0, batch.attempts, read_back=True))
         missing = events[stored:]
         if not missing:
             return result
         if unsettled.refused is not None:
-            batch.atomic_refusal = batch.atomic_refusal or stored == 0
-            return self._split_refused(batch, missing, stored, unsettled.refused, result)
+            result.parts = self._split_refused(batch, missing, stored, unsettled.refused)
+            return result
         return self._send_missing(batch, missing, result, now)
 
     def _send_missing(self, batch: Batch, missing: Sequence[Event], result: Result, now: float) -> Result:
@@ -224,43 +244,50 @@ class Delivery:
             result.parts = [self._part(batch, [event], last_chance=True) for event in missing]
         return result
 
-    def _refused(self, batch: Batch, verdict: Verdict, started_at: float, now: float) -> Result:
-        kind = verdict.kind
-        if kind is Kind.FORBIDDEN:
-            if not self.circuit.forbidden(batch.conversation_id, now, _detail(verdict)):
-                batch.setbacks += 1
-                return Result(again_at=now + self._backoff(batch.setbacks, LOCAL_BACKOFF_MAX_SECONDS))
-        else:
-            self.circuit.success(batch.conversation_id, now)
-        if len(batch.events) == 1 or kind in {Kind.CONVERSATION_NOT_FOUND, Kind.FORBIDDEN}:
-            dead = Dead(_DEAD_REASONS[kind], verdict.code, verdict.message, verdict.status, batch.attempts)
-            return Result([DeadLettered(batch.events, dead)])
-        after = self.cursors.get(batch.conversation_id)
+    def _forbidden(self, batch: Batch, verdict: Verdict, now: float) -> Result:
+        if self.circuit.forbidden(batch.conversation_id, now, _detail(verdict)):
+            return Result([_dead(batch, verdict)])
+        batch.setbacks += 1
+        self._excuse(batch, now)
+        limit = HOST_BACKOFF_MAX_SECONDS if self.circuit.is_open else LOCAL_BACKOFF_MAX_SECONDS
+        return Result(again_at=now + self._backoff(batch.setbacks, limit))
+
+    def _refused(self, batch: Batch, verdict: Verdict, after: str | None, started_at: float, now: float) -> Result:
+        self.circuit.success(batch.conversation_id, now, started_at=started_at)
+        if len(batch.events) == 1 or verdict.kind is Kind.CONVERSATION_NOT_FOUND:
+            return Result([_dead(batch, verdict)])
         if after is not None and not batch.atomic_refusal:
             # The API may have stored a prefix before it refused. Without a cursor this is not asked: an
             # older message with the same words would be taken for it, and the new one would be lost.
             batch.unsettled = Unsettled(started_at, after, last_word=True, refused=verdict)
             return Result(again_at=now)
-        return self._split_refused(batch, batch.events, 0, verdict, Result())
+        return Result(parts=self._split_refused(batch, batch.events, None, verdict))
 
     def _split_refused(
-        self, batch: Batch, events: Sequence[Event], stored: int, verdict: Verdict, result: Result
-    ) -> Result:
-        culprit = verdict.culprit - stored if verdict.culprit is not None else -1
-        if verdict.kind is Kind.REJECTED and 0 <= culprit < len(events):
+        self, batch: Batch, events: Sequence[Event], stored: int | None, verdict: Verdict
+    ) -> list[Batch]:
+        """Split what a refused attempt left; ``stored`` of its items, ``None`` where nobody looked."""
+        if len(events) == 1:
+            return [self._part(batch, events)]
+        if verdict.kind is not Kind.REJECTED:
+            middle = len(events) // 2
+            return [self._part(batch, events[:middle]), self._part(batch, events[middle:])]
+        culprit = verdict.culprit - (stored or 0) if verdict.culprit is not None else -1
+        if 0 <= culprit < len(events):
             cuts = (events[:culprit], events[culprit : culprit + 1], events[culprit + 1 :])
-            result.parts = [self._part(batch, part) for part in cuts if part]
-        elif len(events) == 1:
-            result.parts = [self._part(batch, events)]
-        else:
-            result.parts = self._halves(batch, events, suspects=verdict.kind is Kind.REJECTED)
-        return result
+            return [self._part(batch, part) for part in cuts if part]
+        if stored is None:
+            return self._suspects(batch, events)
+        first, rest = self._part(batch, events[:1]), self._part(batch, events[1:])
+        first.twin = rest
+        # Of one item it means nothing; accepted, it hands this on to its twin.
+        first.atomic_refusal = stored == 0
+        return [first, rest]
 
-    def _halves(self, batch: Batch, events: Sequence[Event], *, suspects: bool) -> list[Batch]:
-        middle = len(events) // 2
-        first, second = self._part(batch, events[:middle]), self._part(batch, events[middle:])
-        if suspects:
-            first.twin = second
+    def _suspects(self, batch: Batch, events: Sequence[Event]) -> list[Batch]:
+        cut = max(1, len(events) * 3 // 8)
+        first, second = self._part(batch, events[:cut]), self._part(batch, events[cut:])
+        first.twin = second
         return [first, second]
 
     def _part(self, batch: Batch, events: Sequence[Event], *, last_chance: bool = False) -> Batch:
@@ -283,34 +310,65 @@ class Delivery:
         kind = verdict.kind
         if kind is Kind.BUSY:
             self.circuit.success(batch.conversation_id, now)
+            self._excuse(batch, now)
             return Result(again_at=now + self._backoff(batch.setbacks, LOCAL_BACKOFF_MAX_SECONDS))
         if kind is Kind.THROTTLED:
-            return Result(again_at=now + self._backoff(batch.setbacks))
-        if kind is Kind.OPERATOR:
+            self._excuse(batch, now)
+        elif kind is Kind.OPERATOR:
             self.circuit.trip(now, operator_reason(verdict), _detail(verdict))
-        else:
+        elif (
             self._trouble(batch, verdict, now)
-            if self._spent(batch, now) and (batch.unsettled is None or batch.unsettled.reads >= UNREADABLE_READS):
-                return self._exhaust(batch, verdict)
+            and (batch.unsettled is None or batch.unsettled.reads >= UNREADABLE_READS)
+            and self._spent(batch, now)
+        ):
+            return self._exhaust(batch, verdict)
         limit = HOST_BACKOFF_MAX_SECONDS if self.circuit.is_open else self._policy.backoff_max_seconds
         return Result(again_at=now + self._backoff(batch.setbacks, limit))
 
-    def _trouble(self, batch: Batch, verdict: Verdict, now: float) -> None:
+    def _trouble(self, batch: Batch, verdict: Verdict, now: float) -> bool:
+        """Tell the circuit; returns whether it may be this conversation's own trouble."""
+        circuit, conversation_id = self.circuit, batch.conversation_id
+        others_too = circuit.others_failing(conversation_id)
         if verdict.code == "unexpected_answer":
             batch.unexpected_answers += 1
-            if batch.unexpected_answers >= UNEXPECTED_ANSWERS:
-                self.circuit.trip(now, CircuitReason.UNEXPECTED_ANSWER, _detail(verdict))
-                return
-        if not self.circuit.is_open:
+            healthy = batch.began_at is not None and circuit.healthy_for_others(conversation_id, batch.began_at)
+            if batch.unexpected_answers >= UNEXPECTED_ANSWERS and (others_too or not healthy):
+                circuit.trip(now, CircuitReason.UNEXPECTED_ANSWER, _detail(verdict))
+                return False
+        was_open = circuit.is_open
+        circuit.trouble(conversation_id, now, _detail(verdict))
+        unreached = verdict.kind is Kind.TRANSIENT and verdict.status is None
+        just_sent = batch.unsettled is not None and batch.unsettled.reads == 0
+        if unreached or (others_too and not just_sent):
+            # Whom nobody reaches or nobody reads is not to blame. What was just sent is read back before
+            # anything is given up, and that reading shows whether the host works.
+            self._excuse(batch, now)
+            return False
+        if not was_open:
             batch.troubles += 1
-        self.circuit.trouble(batch.conversation_id, now, _detail(verdict))
+        return True
+
+    def _excuse(self, batch: Batch, now: float) -> None:
+        """Count the age of a batch from now: what it waited for was not its conversation's trouble."""
+        batch.began_at = now
+        batch.open_at_start = self.circuit.open_seconds(now)
 
     def _spent(self, batch: Batch, now: float) -> bool:
         """Whether attempts or age are used up while others get through."""
         if batch.began_at is None or not self.circuit.healthy_for_others(batch.conversation_id, batch.began_at):
             return False
+        limit = self._policy.max_attempts
+        if batch.troubles >= limit:
+            return True
         age = now - batch.began_at - (self.circuit.open_seconds(now) - batch.open_at_start)
-        return batch.troubles >= self._policy.max_attempts or age > self._policy.max_age_seconds
+        return age > self._policy.max_age_seconds and batch.troubles >= TROUBLES_OF_AGE
+
+    def _learn(self, batch: Batch, newest: str) -> None:
+        """Note the newest item of a conversation; without an id nothing is known of it any more."""
+        if newest:
+            self.cursors.learn(batch.conversation_id, newest)
+        else:
+            self.cursors.forget(batch.conversation_id)
 
     def _exhaust(self, batch: Batch, verdict: Verdict) -> Result:
         if batch.unsettled is None and len(batch.events) > 1:
@@ -340,7 +398,14 @@ def operator_reason(verdict: Verdict) -> CircuitReason:
         return CircuitReason.UNPAID_OR_QUOTA
     if verdict.status in {401, 407} or "key" in code:
         return CircuitReason.KEY_REJECTED
+    if verdict.status == 403:
+        return CircuitReason.FORBIDDEN
     return CircuitReason.WRONG_URL
+
+
+def _dead(batch: Batch, verdict: Verdict) -> DeadLettered:
+    reason = _DEAD_REASONS[verdict.kind]
+    return DeadLettered(batch.events, Dead(reason, verdict.code, verdict.message, verdict.status, batch.attempts))
 
 
 def _detail(verdict: Verdict) -> str:

@@ -1,0 +1,62 @@
+"""Reading topics whole and positions as committed, for the audit and the commands: no group, no state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from service.kafka.connection import connection_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiokafka import ConsumerRecord
+
+    from service.settings import KafkaSettings
+
+POLL_MILLISECONDS = 500
+
+
+async def read_topic(settings: KafkaSettings, topic: str) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
+    """Read ``topic`` from its beginning to where it ended when asked, in lists of one partition each.
+
+    Raises:
+        KafkaError: no broker answers, or the topic does not exist.
+    """
+    arguments: dict[str, Any] = connection_arguments(settings)
+    consumer = AIOKafkaConsumer(**arguments, enable_auto_commit=False, isolation_level="read_committed")
+    await consumer.start()
+    try:
+        metadata = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - the public way needs a subscription
+        places = [TopicPartition(topic, number) for number in metadata.partitions_for_topic(topic) or ()]
+        consumer.assign(places)
+        beginnings = await consumer.beginning_offsets(places)
+        ends = await consumer.end_offsets(places)
+        left = {place for place in places if ends[place] > beginnings[place]}
+        for place in places:
+            consumer.seek(place, beginnings[place])
+        while left:
+            for records in (await consumer.getmany(*left, timeout_ms=POLL_MILLISECONDS)).values():
+                yield records
+            # The position also passes what is no record: transaction markers, compacted offsets.
+            left = {place for place in left if await consumer.position(place) < ends[place]}
+    finally:
+        await consumer.stop()
+
+
+async def committed_positions(settings: KafkaSettings) -> dict[int, int]:
+    """The group's committed positions in the events topic, by partition."""
+    arguments: dict[str, Any] = connection_arguments(settings)
+    admin = AIOKafkaAdminClient(**arguments)
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets(settings.group_id)
+    finally:
+        await admin.close()
+    return {
+        place.partition: found.offset
+        for place, found in offsets.items()
+        if place.topic == settings.events_topic and found.offset >= 0
+    }
