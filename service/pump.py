@@ -269,8 +269,8 @@ class Pump:
         topic = self._kafka.reply_topic
         key = events[0].conversation_id.encode()
         records = [
-            OutgoingRecord(key, value, headers, lean)
-            for value, headers, lean in codec.replies(outcome, self._kafka.events_topic, wall_clock)
+            OutgoingRecord(key, value, headers, codec.without_item)
+            for value, headers in codec.replies(outcome, self._kafka.events_topic, wall_clock)
         ]
         records[-1].stored = self._settler(partition, events)
         self._outlet.store(topic, self._outlet.partition_for(topic, key), records)

@@ -285,7 +285,7 @@ class Delivery:
         return [first, rest]
 
     def _suspects(self, batch: Batch, events: Sequence[Event]) -> list[Batch]:
-        cut = max(1, len(events) * 3 // 8)
+        cut = (len(events) * 3 + 4) // 8
         first, second = self._part(batch, events[:cut]), self._part(batch, events[cut:])
         first.twin = second
         return [first, second]

@@ -158,12 +158,10 @@ def _kind(answer: Answered, overrides: Mapping[str, Kind]) -> Kind:
         return by_code
     if code.startswith("throttling"):
         return Kind.THROTTLED
-    if error and _says_wrong_url(status, error):
+    if (error and _says_wrong_url(status, error)) or (status == 429 and answer.should_retry is False):
         return Kind.OPERATOR
     if status == 404 and _own_form(status, error):
         return Kind.CONVERSATION_NOT_FOUND
-    if status == 429 and answer.should_retry is False:
-        return Kind.OPERATOR
     return STATUS_KINDS.get(status) or (
         Kind.OPERATOR if status < 400 else Kind.TRANSIENT if answer.should_retry else Kind.REJECTED
     )

@@ -16,7 +16,6 @@ import msgspec
 from service.core.model import Event, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from aiokafka import ConsumerRecord
 
@@ -136,37 +135,36 @@ def key_matches(record: ConsumerRecord[bytes, bytes], event: Event) -> bool:
     return bool(record.key == event.conversation_id.encode())
 
 
-def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[bytes, Headers, Callable[[], bytes]]]:
-    """Write the replies of a delivery.
-
-    Each is value, headers, and what makes the value without its item, for a broker that finds it too large.
-    """
-    conversation = _encode(delivered.events[0].conversation_id)
-    topic_json = _encode(topic)
-    now = timestamp(wall_clock).encode("ascii")
-    records: list[tuple[bytes, Headers, Callable[[], bytes]]] = []
+def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[bytes, Headers]]:
+    """Write the replies of a delivery, value and headers of each, in order."""
+    before = b',"conversation_id":%b,"status":"delivered","item":' % _encode(delivered.events[0].conversation_id)
+    after = b',"batch":{"size":%d,"index":%%d},"attempts":%d,"source":{"topic":%b,"partition":%%d,"offset":%%d},' % (
+        delivered.batch_size,
+        delivered.attempts,
+        _encode(topic).replace(b"%", b"%%"),
+    )
+    end = b'"delivered_at":"%b"}' % timestamp(wall_clock).encode("ascii")
+    records: list[tuple[bytes, Headers]] = []
     for index, (event, item) in enumerate(zip(delivered.events, delivered.items, strict=True), delivered.first_index):
-        head = b'{"event_id":%b,"conversation_id":%b,"status":"delivered",' % (_encode(event.event_id), conversation)
-        tail = (
-            b'"batch":{"size":%d,"index":%d},"attempts":%d,"source":{"topic":%b,"partition":%d,"offset":%d},%b"delivered_at":"%b"}'
-            % (
-                delivered.batch_size,
-                index,
-                delivered.attempts,
-                topic_json,
-                event.partition,
-                event.offset,
-                b'"occurred_at":%b,' % _encode(event.occurred_at) if event.occurred_at is not None else b"",
-                now,
-            )
-        )
-        value = b"".join((head, b'"item":', item, b",", tail))
-        records.append((value, reply_headers(event), _joined(head, tail)))
+        parts = [
+            b'{"event_id":',
+            _encode(event.event_id),
+            before,
+            item,
+            after % (index, event.partition, event.offset),
+            end,
+        ]
+        if event.occurred_at is not None:
+            parts.insert(-1, b'"occurred_at":%b,' % _encode(event.occurred_at))
+        records.append((b"".join(parts), reply_headers(event)))
     return records
 
 
-def _joined(head: bytes, tail: bytes) -> Callable[[], bytes]:
-    return lambda: head + tail
+def without_item(reply: bytes) -> bytes:
+    """Leave the item out of a reply that a broker finds too large."""
+    value = msgspec.json.decode(reply)
+    del value["item"]
+    return _encode(value)
 
 
 def failed_reply(event: Event, dead: Dead, topic: str, wall_clock: float) -> bytes:

@@ -43,14 +43,14 @@ _choose_partition = DefaultPartitioner()
 class OutgoingRecord:
     """One record to store.
 
-    ``lean`` makes the value to store where the broker finds the whole one too large; ``stored`` is called
+    ``lean`` makes, of the value, the one to store where the broker finds it too large; ``stored`` is called
     once the record is acknowledged by all in-sync replicas.
     """
 
     key: bytes | None
     value: bytes | None
     headers: Headers
-    lean: Callable[[], bytes] | None = None
+    lean: Callable[[bytes], bytes] | None = None
     stored: Callable[[], None] | None = None
 
 
@@ -193,8 +193,8 @@ class Outlet:
         record = queue.waiting[0]
         self._metrics.counter("output_failures_total", queue.topic).inc()
         log.warning("an outcome is too large for the broker, its bulk is left out", extra={"topic": queue.topic})
-        if record.lean is not None:
-            record.value, record.lean = record.lean(), None
+        if record.lean is not None and record.value is not None:
+            record.value, record.lean = record.lean(record.value), None
         elif record.value is not None:
             record.headers = omitted_value_headers(record.headers, len(record.value))
             record.value = None
