@@ -15,7 +15,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaError
 from faststream import FastStream
 
 from service import __version__
@@ -25,6 +24,7 @@ from service.core.delivery import Delivery, Policy
 from service.core.grouper import Grouper
 from service.core.limiter import Limiter
 from service.core.readback import Cursors
+from service.kafka.connection import KafkaError
 from service.kafka.intake import Intake
 from service.kafka.outlet import Outlet, TopicMissingError
 from service.ops import logs

@@ -6,9 +6,8 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import KafkaError
-
 from service.kafka.admin import create_topics
+from service.kafka.connection import KafkaError
 
 if TYPE_CHECKING:
     from service.settings import KafkaSettings

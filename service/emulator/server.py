@@ -1,20 +1,15 @@
 """Puts the emulator on a real socket, inside an event loop that is already running.
 
-Decides how the server starts and how it stops: at once, whatever its connections are doing. It uses uvicorn's
-HTTP protocol (httptools) but not uvicorn's server, which installs signal handlers, ticks, and waits for open
-connections.
+The same listener as the service's own endpoints; this adds that the application may cut a connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from service.emulator.api import Api
 from service.emulator.app import EmulatorApp
@@ -22,14 +17,11 @@ from service.emulator.fault_play import FaultPlay
 from service.emulator.faults import FaultScript
 from service.emulator.store import Store
 from service.emulator.wire import TRANSPORT_EXTENSION
+from service.ops.asgi import AsgiListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-
-# Longer than any client keeps an idle connection: a server that closes first cuts requests just being
-# written, and cuts are the fault script's business.
-_KEEP_ALIVE_SECONDS = 300
 
 
 class _Protocol(HttpToolsProtocol):
@@ -81,11 +73,8 @@ class EmulatorServer:
         self.app = EmulatorApp(api, self.faults, latency_seconds=latency_seconds, clock=clock)
         self._clock = clock
         self.origin = ""
-        self._host = host
-        self._port = port
         self._prefix = prefix
-        self._state = ServerState()
-        self._server: asyncio.Server | None = None
+        self._listener = AsgiListener(self.app, host, port, protocol=_Protocol)
 
     @property
     def base_url(self) -> str:
@@ -93,26 +82,8 @@ class EmulatorServer:
         return self.origin + self._prefix
 
     async def __aenter__(self) -> Self:
-        config = Config(
-            self._run,
-            http=_Protocol,
-            interface="asgi3",
-            proxy_headers=False,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        )
-        config.load()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Protocol(config=config, server_state=self._state, app_state={}, _loop=loop),
-            self._host,
-            self._port,
-            backlog=2048,
-        )
-        self.origin = _origin(self._server)
+        await self._listener.__aenter__()
+        self.origin = self._listener.origin
         return self
 
     async def __aexit__(
@@ -135,29 +106,8 @@ class EmulatorServer:
 
     async def stop(self) -> None:
         """Close the socket and every connection at once, whatever is under way on it."""
-        if self._server is None:
-            return
-        self._server.close()
-        for connection in list(self._state.connections):
-            connection.transport.abort()
-        # A protocol learns one turn of the loop after the abort that its connection is gone; until then
-        # uvicorn would answer for a request that ends without an answer.
-        while self._state.connections:  # noqa: ASYNC110 - the loop has no event for it
-            await asyncio.sleep(0)
-        tasks = [*self._state.tasks, *self.app.late_landings]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _run(self, scope: Any, receive: Any, send: Any) -> None:
-        # Only stop() cancels a request; uvicorn would log that as a fault of the application.
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.app(scope, receive, send)
-
-
-def _origin(server: asyncio.Server) -> str:
-    host, port = server.sockets[0].getsockname()[:2]
-    # Listening on every interface is no address to connect to.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        await self._listener.stop()
+        late = list(self.app.late_landings)
+        for landing in late:
+            landing.cancel()
+        await asyncio.gather(*late, return_exceptions=True)

@@ -16,7 +16,6 @@ import msgspec
 from service.core.model import Event, Refusal
 
 if TYPE_CHECKING:
-
     from aiokafka import ConsumerRecord
 
     from service.core.delivery import Delivered

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
 if TYPE_CHECKING:
     from service.settings import KafkaSettings
+
+__all__ = ["KafkaError", "broker_security", "connection_arguments"]
 
 
 def connection_arguments(settings: KafkaSettings) -> dict[str, Any]:

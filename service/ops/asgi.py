@@ -7,6 +7,7 @@ handlers, ticks, and waits for open connections when it stops.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
 from uvicorn.config import Config
@@ -21,7 +22,7 @@ KEEP_ALIVE_SECONDS = 300
 
 
 class AsgiListener:
-    """Serves ``app`` while entered; ``port`` is the real one then."""
+    """Serves ``app`` while entered; ``port`` and ``origin`` (scheme, host, port) are the real ones then."""
 
     def __init__(
         self, app: Any, host: str, port: int, *, protocol: type[HttpToolsProtocol] = HttpToolsProtocol
@@ -32,6 +33,7 @@ class AsgiListener:
         self._state = ServerState()
         self._server: asyncio.Server | None = None
         self.port = port
+        self.origin = ""
 
     async def __aenter__(self) -> Self:
         """Listen.
@@ -40,7 +42,7 @@ class AsgiListener:
             OSError: the address is taken or not ours.
         """
         config = Config(
-            self._app,
+            self._run,
             http=self._protocol,
             interface="asgi3",
             proxy_headers=False,
@@ -58,12 +60,18 @@ class AsgiListener:
             self.port,
             backlog=2048,
         )
-        self.port = self._server.sockets[0].getsockname()[1]
+        host, self.port = self._server.sockets[0].getsockname()[:2]
+        # Listening on every interface is no address to connect to.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        self.origin = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
         """Close the socket and every connection at once, whatever is under way on it."""
         if self._server is None:
             return
@@ -79,3 +87,8 @@ class AsgiListener:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.wait_closed()
+
+    async def _run(self, scope: Any, receive: Any, send: Any) -> None:
+        # Only stop() cancels a request; uvicorn would log that as a fault of the application.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._app(scope, receive, send)
