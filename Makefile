@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help env demo test unit check lint types format lock mutants bench clean
+.PHONY: help env demo test unit check lint types format lock mutants bench docs clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ check: lint types test ## what must be green before a commit lands
 
 bench: env ## measure the main job against a real Kafka
 	$(BIN)/python bench/dense.py $(ARGS)
+
+docs: env ## write the pages that are made from the code
+	$(BIN)/convoy config --reference > docs/configuration.md
 
 lock: ## compile the lock files anew (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 -q -o requirements.lock

@@ -63,10 +63,16 @@ def run() -> None:
 @cli.command()
 def config(
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of variables.")] = False,
+    reference: Annotated[bool, typer.Option("--reference", help="All there are, as Markdown.")] = False,
 ) -> None:
     """Show the effective settings, secrets masked."""
     from service.commands.config import show  # noqa: PLC0415
 
+    if reference:
+        from service.commands.reference import reference as write_reference  # noqa: PLC0415
+
+        typer.echo(write_reference(), nl=False)
+        return
     typer.echo(show(_settings(), as_json=json))
 
 

@@ -11,9 +11,10 @@ import json
 import os
 import re
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
-from typing import Literal, get_origin
+from typing import TYPE_CHECKING, Literal, get_origin
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -26,7 +27,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo  # noqa: TC002 - kept beside the models it describes
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 PREFIX = "CONVOY_"
+ENV_FILE = ".env"
 DELIMITER = "__"
 NOT_SETTINGS = re.compile(r"CONVOY_TEST_|CONVOY_CACHE$|CONVOY_MAVEN_|CONVOY_REQUIRE_|CONVOY_HELM$|CONVOY_KUBECONFORM$")
 """Variables of the project's own tests and tools."""
@@ -250,7 +255,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter=DELIMITER,
-        env_file=".env",
+        env_file=ENV_FILE,
         extra="ignore",
         nested_model_default_partial_update=True,
         hide_input_in_errors=True,
@@ -302,7 +307,7 @@ def load(*, need_key: bool = True) -> Settings:
     Raises:
         SettingsError: with one line that names the setting and the rule it breaks.
     """
-    _check_names(os.environ)
+    _check_names({**dotenv_values(ENV_FILE), **os.environ})
     try:
         settings = Settings()
     except ValidationError as error:
@@ -324,7 +329,7 @@ def variables() -> dict[str, FieldInfo]:
     return found
 
 
-def _check_names(environment: os._Environ[str]) -> None:
+def _check_names(environment: Mapping[str, str | None]) -> None:
     known = variables()
     for given in sorted(environment):
         name = given.upper()
@@ -332,7 +337,7 @@ def _check_names(environment: os._Environ[str]) -> None:
             continue
         if name in known:
             if get_origin(known[name].annotation) is dict:
-                _check_object(given, environment[given])
+                _check_object(given, environment[given] or "")
             continue
         if SERVICE_LINK.match(name) and DELIMITER not in name:
             continue

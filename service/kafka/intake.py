@@ -40,11 +40,12 @@ POLL_MILLISECONDS = 20
 """FastStream sleeps as long again after an empty poll, so this bounds what a quiet topic adds to latency."""
 POLL_RECORDS = 2000
 """Bounds how long one hand-over keeps the loop, and by how much the buffer limit can be overrun."""
-COMMIT_SECONDS = 10.0
-"""aiokafka retries a commit for ever; what is not committed by then is tried again later."""
+COMMIT_SECONDS = 5.0
+"""aiokafka retries a commit for ever; what is not committed by then is tried again later, or read again."""
 RESUME_BELOW = 0.5
 """Pausing throws prefetched records away, so a partition resumes well below the limit it paused at."""
-STOP_SECONDS = 10.0
+STOP_SECONDS = 5.0
+"""To leave the group; the pod's grace period counts on it."""
 MAX_POLL_INTERVAL_MILLISECONDS = 300_000
 
 

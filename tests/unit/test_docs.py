@@ -1,0 +1,13 @@
+"""Pages made from the code are as the code would make them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service.commands.reference import reference
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_configuration_page_is_what_the_settings_say() -> None:
+    assert (DOCS / "configuration.md").read_text() == reference(), "run `make docs`"
