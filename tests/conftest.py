@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import pytest_asyncio
 from kafka_server import KafkaServer, KafkaUnavailableError, create_topics, delete_topics, find_kafka
+from service_process import API_KEY, Trial
+
+from service.emulator.server import EmulatorServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -113,3 +117,20 @@ async def topics(kafka: KafkaServer) -> AsyncIterator[MakeTopics]:
     # A broker of our own is thrown away as a whole; it may even be down at this point.
     if made and not kafka.restartable:
         await delete_topics(kafka.bootstrap_servers, [name for fresh in made for name in fresh.names])
+
+
+class MakeTrial(Protocol):
+    async def __call__(self, partitions: int = 4, **emulator: Any) -> Trial: ...
+
+
+@pytest_asyncio.fixture
+async def trial(kafka: KafkaServer, topics: MakeTopics, tmp_path: Path) -> AsyncIterator[MakeTrial]:
+    """`await trial(partitions=4, latency_seconds=0.05)` → topics and an emulated API that wait for a process."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(partitions: int = 4, **emulator: Any) -> Trial:
+            arguments = {"key": API_KEY, "create_on_write": True, **emulator}
+            api = await stack.enter_async_context(EmulatorServer(**arguments))
+            return Trial(kafka.bootstrap_servers, await topics(partitions), api, tmp_path)
+
+        yield make
