@@ -100,6 +100,36 @@ def publish(
 
 
 @cli.command()
+def demo(
+    events: Annotated[int, typer.Option(min=1, max=1_000_000, help="Events to publish.")] = 4000,
+    conversations: Annotated[int, typer.Option(min=1, max=100_000, help="Conversations they belong to.")] = 300,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second, on average.")] = 400.0,
+    seed: Annotated[int, typer.Option(help="Seed of the events, and of the API's chance.")] = 1,
+    latency: Annotated[float, typer.Option(min=0, max=10, help="Seconds half of the API's answers take.")] = 0.05,
+    broker: Annotated[str, typer.Option(metavar="HOST:PORT", help="Kafka to use; default: an embedded one.")] = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up after the summary, until Ctrl-C.")] = False,
+    ops_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics; 0: any free one.")] = 0,
+) -> None:
+    """Show the whole of it on this machine: embedded Kafka, emulated API, live view, audit."""
+    from service.commands.demo import Options, run_demo  # noqa: PLC0415
+
+    raise typer.Exit(
+        run_demo(
+            Options(
+                events=events,
+                conversations=conversations,
+                rate=rate,
+                seed=seed,
+                latency_seconds=latency,
+                broker=broker,
+                keep=keep,
+                ops_port=ops_port,
+            )
+        )
+    )
+
+
+@cli.command()
 def emulator(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8090,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 Form = Literal["native", "shorthand", "invalid", "tombstone"]
 
-POPULARITY_EXPONENT = 0.8
-"""Of Zipf's law: among 300 conversations the liveliest has a tenth of all events."""
+POPULARITY_EXPONENT = 1.0
+"""Of Zipf's law: among 300 conversations the liveliest has a sixth of all events."""
 SHORTHAND_SHARE = 0.04
 EVENTS_AN_INVALID_ONE = 700
 
@@ -31,7 +31,7 @@ USER_TEXTS = (
     "Thanks! And invoice {}, has it been paid?",
     "Could you move booking {} to Friday, please?",
     "The code {} does not work for me 😕",
-    "Grüße aus Köln – kann ich {} auch abholen?",
+    "Grüße aus Köln! Kann ich {} auch abholen?",
     "Is {} back in stock?",
     "I was charged twice for {}.",
     "Never mind, {} has just arrived!",
@@ -123,8 +123,8 @@ def count(arrivals: Sequence[Arrival], *forms: Form) -> int:
 
 def _forms(events: int, dice: random.Random) -> list[Form]:
     invalid = min(events // 2, 1 + events // EVENTS_AN_INVALID_ONE)
-    odd: list[Form] = ["tombstone", *["invalid"] * invalid]
     forms: list[Form] = ["shorthand" if dice.random() < SHORTHAND_SHARE else "native" for _ in range(events - invalid)]
-    for form in odd:
-        forms.insert(dice.randrange(len(forms) + 1), form)
+    for _ in range(invalid):
+        forms.insert(dice.randrange(len(forms) + 1), "invalid")
+    forms.insert(dice.randrange(len(forms) + 1), "tombstone")
     return forms

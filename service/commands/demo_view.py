@@ -6,19 +6,37 @@ Decides how they look, on a terminal and elsewhere; it judges nothing.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from rich import box
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from service.ops.metrics import PREFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
 
     from prometheus_client import CollectorRegistry
+    from rich.console import Console, RenderableType
 
+    from service.audit import Report
 
 WIDTH = 80
+PACE_SECONDS = 2.0
 PLAIN_SECONDS = 1.0
 """Between lines of progress where there is no terminal."""
+
+READ_AS = ("accepted", "invalid", "tombstone")
+"""What a record can turn out to be; ``key_mismatch`` comes on top of the first."""
 
 Labels = frozenset[tuple[str, str]]
 
@@ -76,27 +94,200 @@ class Progress:
     """One look at a run: what it set out to do, and how far it is."""
 
     state: str
+    seconds: float
     planned: int
+    """Records to be published in all."""
     published: int
     replies: int
+    dead_letters: int
     figures: Figures
-    seconds: float
 
     @property
     def read(self) -> int:
         """Records the service has read."""
-        return round(self.figures.total("events_total")) - round(
-            self.figures.total("events_total", result="key_mismatch")
-        )
+        return sum(round(self.figures.total("events_total", result=result)) for result in READ_AS)
 
     @property
     def lag(self) -> int:
-        """Records behind the committed position; before there is one, all of them."""
+        """Records behind the position that may be committed; while no partition is assigned, those without outcome."""
         if not self.figures.total("assigned_partitions"):
-            return self.published
+            return self.published - self.settled
         return round(self.figures.total("consumer_lag_records"))
 
     @property
+    def finished(self) -> bool:
+        """Whether all that was planned has been read, and every outcome stored."""
+        return self.read >= self.planned and self.lag == 0
+
+    @property
+    def delivered(self) -> int:
+        """Items the API has stored."""
+        return round(self.figures.total("delivered_items_total"))
+
+    @property
     def settled(self) -> int:
-        """Events that have an outcome."""
-        return round(self.figures.total("delivered_items_total") + self.figures.total("dead_letters_total"))
+        """Records that have their outcome."""
+        dead = self.figures.total("dead_letters_total")
+        return self.delivered + round(dead + self.figures.total("events_total", result="tombstone"))
+
+
+class View:
+    """Shows progress: on a terminal a panel that is drawn anew, elsewhere a line a second."""
+
+    def __init__(self, console: Console, *, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._next_line = 0.0
+        self._history: deque[tuple[float, int]] = deque()
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, progress: Progress, *, last: bool = False) -> None:
+        """Show one look at the run."""
+        now = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._panel(progress, self._pace(now, progress.delivered)), refresh=True)
+        elif now >= self._next_line or last:
+            self._next_line = now + PLAIN_SECONDS
+            self._console.print(_line(progress), soft_wrap=True, highlight=False)
+
+    def _pace(self, now: float, delivered: int) -> float:
+        """Items delivered a second, of late."""
+        history = self._history
+        history.append((now, delivered))
+        while len(history) > 2 and history[1][0] <= now - PACE_SECONDS:
+            history.popleft()
+        then, before = history[0]
+        return (delivered - before) / (now - then) if now > then else 0.0
+
+    def _panel(self, progress: Progress, pace: float) -> RenderableType:
+        figures = progress.figures
+        reasons = figures.by("batches_total", "flush_reason")
+        dead = figures.by("dead_letters_total", "reason")
+        took = "attempt_duration_seconds", "create_items"
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=12, style="bold")
+        for _ in range(3):
+            grid.add_column(width=8, justify="right", style="cyan", no_wrap=True)
+            grid.add_column(width=12, style="dim", no_wrap=True)
+        _row(grid, "events", (progress.published, "published"), (progress.read, "read"), (progress.lag, "behind"))
+        _row(
+            grid,
+            "batches",
+            (sum(reasons.values()), "cut"),
+            (reasons.get("window", 0), "by window"),
+            (reasons.get("size", 0), "by size"),
+        )
+        _row(
+            grid,
+            "items",
+            (progress.delivered, "delivered"),
+            (f"{figures.mean('batch_items'):.1f}", "a batch"),
+            (round(pace), "a second"),
+        )
+        _row(
+            grid,
+            "requests",
+            (round(figures.total("attempts_total")), "done"),
+            (round(figures.total("attempts_in_flight")), "in flight"),
+            (round(figures.total("retries_total")), "again"),
+        )
+        _row(
+            grid,
+            "API latency",
+            (_milliseconds(figures.quantile(took[0], 0.5, operation=took[1])), "median"),
+            (_milliseconds(figures.mean(took[0], operation=took[1])), "mean"),
+            (_milliseconds(figures.quantile(took[0], 0.99, operation=took[1])), "99th percent"),
+        )
+        _row(grid, "replies", (progress.replies, "in Kafka"))
+        _row(grid, "dead letters", (progress.dead_letters, "in Kafka"), *((n, reason) for reason, n in dead.items()))
+        bar = Table.grid(padding=(0, 1))
+        bar.add_column(width=WIDTH - 13)
+        bar.add_column(width=5, justify="right")
+        bar.add_row(ProgressBar(total=progress.planned, completed=progress.settled), _percent(progress))
+        clock = f"{int(progress.seconds) // 60}:{int(progress.seconds) % 60:02}"
+        return Panel(
+            Group(grid, Text(), bar),
+            title=f"[bold]{self._title}[/] · {progress.state} · {clock}",
+            title_align="left",
+            box=box.ROUNDED,
+            padding=(1, 2),
+            width=WIDTH,
+        )
+
+
+def _row(grid: Table, label: str, *cells: tuple[float | str, str]) -> None:
+    texts: list[str] = []
+    for value, unit in cells[:3]:
+        texts += [f"{value:,}" if isinstance(value, int) else str(value), unit]
+    grid.add_row(label, *texts)
+
+
+def _line(progress: Progress) -> str:
+    figures = progress.figures
+    head = f"{progress.seconds:5.1f} s {_percent(progress):>5}  {progress.published:,} published"
+    if not progress.read:
+        return f"{head}, {progress.state}"
+    return (
+        f"{head}, {progress.read:,} read, {progress.lag:,} behind, "
+        f"{round(figures.total('batches_total')):,} batches, {round(figures.total('attempts_total')):,} requests, "
+        f"{progress.replies:,} replies, {progress.dead_letters:,} dead letters"
+    )
+
+
+def _percent(progress: Progress) -> str:
+    return f"{min(100, 100 * progress.settled // max(1, progress.planned))} %"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
+
+
+def summary(report: Report, figures: Figures, *, requests: int) -> RenderableType:
+    """The run in a table: what went through, and what the audit found."""
+    reasons = figures.by("batches_total", "flush_reason")
+    dead = dict(sorted(report.dead_letters.items()))
+    rows: list[tuple[str, int | str, str]] = [
+        ("events", report.events, ""),
+        ("batches", sum(reasons.values()), _listed(reasons, "by ")),
+        ("mean batch", f"{figures.mean('batch_items'):.1f}", "items"),
+        ("requests", requests, f"{_milliseconds(figures.mean('attempt_duration_seconds'))} on average"),
+        ("replies", report.replies, ""),
+        ("dead letters", report.dead_letters.total(), _listed(dead)),
+        ("lost", report.lost.count, ""),
+        ("duplicated", report.duplicated.count, ""),
+        ("out of order", report.out_of_order.count, ""),
+    ]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for label, value, note in rows:
+        faulty = label in {"lost", "duplicated", "out of order"} and value
+        shown = f"{value:,}" if isinstance(value, int) else value
+        table.add_row(label, shown, note, style="red" if faulty else None)
+    return table
+
+
+def _listed(counts: Mapping[str, int], before: str = "") -> str:
+    return ", ".join(f"{count:,} {before}{name}" for name, count in counts.items())
+
+
+def addresses(found: Mapping[str, str]) -> RenderableType:
+    """Where to look while it stays up."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for label, address in found.items():
+        grid.add_row(label, address)
+    return Group(Text("still running; Ctrl-C ends it"), grid)
