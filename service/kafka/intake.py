@@ -163,9 +163,11 @@ class Intake:
         await self._drain(partitions)
         await self.commit()
         for partition in partitions:
-            self._grouper.revoke(partition.number)
-            self._committed.pop(partition.number, None)
-            self._paused.discard(partition.number)
+            # A stop may meet a rebalance: both wait for the same drain, and one of them gets here first.
+            if partition.alive:
+                self._grouper.revoke(partition.number)
+                self._committed.pop(partition.number, None)
+                self._paused.discard(partition.number)
         seconds = self._clock() - started
         self._metrics.histogram("drain_seconds").observe(seconds)
         log.info("partitions given up", extra={"partitions": sorted(numbers), "drain_seconds": round(seconds, 3)})
@@ -174,6 +176,9 @@ class Intake:
         """Begin with the partitions of a new assignment."""
         for number in numbers:
             self._grouper.assign(number)
+            if self._health.draining:
+                # A rebalance came between the drain and leaving the group: nothing must start any more.
+                self._grouper.drain(number)
         self._metrics.counter("rebalances_total").inc()
         self._health.waiting_for = None
         log.info("partitions assigned", extra={"partitions": sorted(numbers)})
