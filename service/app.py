@@ -26,6 +26,7 @@ from service.core.limiter import Limiter
 from service.core.readback import Cursors
 from service.kafka.connection import KafkaError
 from service.kafka.intake import Intake
+from service.kafka.ledger import Ledger
 from service.kafka.outlet import Outlet, TopicMissingError
 from service.ops import logs
 from service.ops.asgi import AsgiListener
@@ -37,6 +38,8 @@ from service.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+
+    from service.core.grouper import Partition
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +78,17 @@ class Service:
             backoff_initial_seconds=delivery.backoff_initial_seconds,
             backoff_max_seconds=delivery.backoff_max_seconds,
             settle_seconds=settings.settle_seconds,
-            read_cursor_first=delivery.read_cursor_first,
+            read_cursor_first=delivery.read_cursor_first or bool(settings.kafka.ledger_topic),
+            exact=bool(settings.kafka.ledger_topic),
         )
         cursors = Cursors(settings.limits.max_known_conversations)
         self.conversations = Conversations(settings.api, version=__version__)
         self.outlet = Outlet(settings.kafka, self.metrics, fatal=self.fail)
+        self.ledger = (
+            Ledger(settings.kafka, cursors, self.metrics, lost=self._lost, clock=self.clock)
+            if settings.kafka.ledger_topic
+            else None
+        )
         self.pump = Pump(
             settings,
             self.grouper,
@@ -92,6 +101,7 @@ class Service:
             settled=self._regulate_if_paused,
             fatal=self.fail,
             clock=self.clock,
+            journal=self.ledger,
         )
         self.intake = Intake(
             settings,
@@ -99,10 +109,12 @@ class Service:
             self.metrics,
             self.health,
             refuse=self.pump.refuse,
+            repeat=self.pump.repeat,
             arrived=self.pump.wake,
             drain=self.pump.drain,
             fatal=self.fail,
             clock=self.clock,
+            ledger=self.ledger,
         )
         self.intake.held = lambda: self.circuit.is_open or self.health.draining
         self.health.circuit_reason = lambda: self.circuit.reason
@@ -141,6 +153,8 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pump.stop()
         await self.outlet.stop(STOP_SECONDS)
+        if self.ledger is not None:
+            await self.ledger.stop()
         await self.conversations.__aexit__()
         if self._listening:
             await self.listener.__aexit__(None, None, None)
@@ -155,11 +169,15 @@ class Service:
 
     async def _connect(self) -> None:
         kafka = self.settings.kafka
-        topics = (kafka.reply_topic, kafka.dead_letter_topic, kafka.events_topic)
+        topics = [kafka.reply_topic, kafka.dead_letter_topic, kafka.events_topic]
+        if kafka.ledger_topic:
+            topics.append(kafka.ledger_topic)
         told = ""
         while True:
             try:
                 await self.outlet.start(topics)
+                if self.ledger is not None:
+                    await self.ledger.start()
             except TopicMissingError as missing:
                 waiting_for = f"topic {missing} (create it: convoy topics)"
             except (KafkaError, OSError) as error:
@@ -191,6 +209,9 @@ class Service:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(finished)
         self._tasks.append(task)
+
+    def _lost(self, partition: Partition) -> None:
+        self.intake.lost(partition)
 
     def _regulate_if_paused(self) -> None:
         if self.intake.paused or self.circuit.is_open:
@@ -238,6 +259,8 @@ class Service:
                     "buffered_events": partition.buffered_events,
                     "conversations": len(partition.lanes),
                     "draining": partition.draining,
+                    "taking_over": partition.taking_over,
+                    "stopped": self.intake.stopped.get(number),
                 }
                 for number, partition in sorted(self.grouper.partitions.items())
             },

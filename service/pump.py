@@ -16,9 +16,10 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from service.conversations.client import WITHDRAWN
 from service.core.delivery import Action, DeadLettered, Delivered, Result
 from service.core.limiter import Signal
-from service.core.model import Answered, Dead, Reason
+from service.core.model import Answered, Dead, Reason, Unanswered
 from service.core.verdict import Kind, judge
 from service.kafka import codec
 from service.kafka.outlet import OutgoingRecord
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from service.core.circuit import CircuitReason
     from service.core.delivery import Delivery, Outcome
     from service.core.grouper import Grouper, Partition
+    from service.core.ledger import Settled
     from service.core.limiter import Limiter
     from service.core.model import Answer, Batch, Event, Refusal
     from service.core.verdict import Verdict
@@ -49,11 +51,15 @@ DRAIN_MARGIN_SECONDS = 5.0
 class Journal(Protocol):
     """What may stand at the pump's two seams; the ledger does."""
 
-    async def before_attempt(self, batch: Batch) -> bool:
-        """Record that ``batch`` is about to be sent; false: it must not be."""
+    async def before_attempt(self, batch: Batch) -> Callable[[], bool] | None:
+        """Record that ``batch`` is about to be sent.
+
+        Returns what to ask before the first byte leaves (false: too late, record it anew), or ``None``: it must
+        not be sent, its partition is lost.
+        """
 
     async def after_outcome(self, batch: Batch, outcomes: Sequence[Outcome]) -> bool:
-        """Record what became of events; false: their partition is lost, nothing more is said of them."""
+        """Record what became of events; false: their partition is lost, and nothing more is said of them."""
 
 
 class Pump:
@@ -136,7 +142,6 @@ class Pump:
             probe = self._circuit.is_open
             self._circuit.started()
             self._limiter.started(now)
-            self._delivery.began(batch, action, now)
             task = asyncio.create_task(self._work(batch, action, now, probe=probe))
             self._under_way.add(task)
             task.add_done_callback(self._finished)
@@ -145,10 +150,14 @@ class Pump:
         """Make one request for a batch and carry out what follows from the answer."""
         signal = Signal.NEUTRAL
         try:
-            if action is Action.SEND and self._journal is not None and not await self._journal.before_attempt(batch):
-                return
+            still = None
+            if action is Action.SEND and self._journal is not None:
+                still = await self._journal.before_attempt(batch)
+                if still is None:
+                    return
+            self._delivery.began(batch, action, started_at)
             try:
-                answer = await self._request(batch, action)
+                answer = await self._request(batch, action, still)
                 now = self._clock()
                 verdict = judge(answer, self._expected(batch, action, answer), self._overrides)
                 result = self._decide(batch, action, answer, verdict, started_at, now)
@@ -161,8 +170,10 @@ class Pump:
                 self._count(action, verdict, result, now - started_at)
                 if verdict.retry_after_seconds is not None:
                     self._limiter.hold_until(now + verdict.retry_after_seconds)
-            if self._journal is not None and not await self._journal.after_outcome(batch, result.outcomes):
-                return
+            if result.outcomes and self._journal is not None:
+                if not await self._journal.after_outcome(batch, result.outcomes):
+                    return
+                now = self._clock()
             self._carry_on(batch, result, now)
         finally:
             now = self._clock()
@@ -193,10 +204,11 @@ class Pump:
         self._circuit_reason = reason
         self._settled()
 
-    async def _request(self, batch: Batch, action: Action) -> Answer:
+    async def _request(self, batch: Batch, action: Action, still: Callable[[], bool] | None) -> Answer:
         conversation_id = batch.conversation_id
         if action is Action.SEND:
-            return await self._conversations.create_items(conversation_id, [event.item for event in batch.events])
+            items = [event.item for event in batch.events]
+            return await self._conversations.create_items(conversation_id, items, still=still)
         unsettled = batch.unsettled
         if unsettled is None:
             return await self._conversations.list_items(conversation_id, limit=1, newest_first=True)
@@ -214,6 +226,8 @@ class Pump:
     def _decide(
         self, batch: Batch, action: Action, answer: Answer, verdict: Verdict, started_at: float, now: float
     ) -> Result:
+        if isinstance(answer, Unanswered) and answer.code == WITHDRAWN:
+            return Result(again_at=now)
         items = (answer.items or ()) if isinstance(answer, Answered) else ()
         if action is Action.SEND:
             last_id = answer.last_id if isinstance(answer, Answered) else ""
@@ -228,7 +242,7 @@ class Pump:
             # Its partition was lost meanwhile: what came of it is its next owner's to say.
             self._grouper.done(batch, now)
             return
-        self._conclude(batch, result.outcomes)
+        self._conclude(batch.lane.partition, result.outcomes)
         if result.again_at is not None:
             self._grouper.again(batch, result.again_at)
         elif result.parts:
@@ -250,8 +264,16 @@ class Pump:
 
         self._dead_letter(refusal.source, dead, stored)
 
-    def _conclude(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-        partition = batch.lane.partition
+    def repeat(self, partition: Partition, event: Event, settled: Settled) -> None:
+        """Say again what became of an event that an earlier owner settled: it may not have come to say it."""
+        if settled.dead is not None:
+            outcome: Outcome = DeadLettered([event], settled.dead)
+        else:
+            item = b'{"id":%b,"status":"completed",%b' % (codec.json_text(settled.item_id), event.item[1:].lstrip())
+            outcome = Delivered([event], [item], settled.batch_size, settled.index, settled.attempts, read_back=False)
+        self._conclude(partition, [outcome])
+
+    def _conclude(self, partition: Partition, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             partition.unstored += len(outcome.events)
             if isinstance(outcome, Delivered):

@@ -38,7 +38,10 @@ NOT_SETTINGS = re.compile(r"CONVOY_TEST_|CONVOY_CACHE$|CONVOY_MAVEN_|CONVOY_REQU
 SERVICE_LINK = re.compile(r"CONVOY(_[A-Z0-9_]+)?_(PORT|SERVICE_HOST|SERVICE_PORT)(_|$)")
 """What Kubernetes sets in every pod for a Service called ``convoy…`` unless ``enableServiceLinks`` is false."""
 DEFAULT_BASE_URL = "https://dashscope-intl.aliyuncs.com/api/v2/apps/protocols/compatible-mode/v1"
-SETTLE_MARGIN_SECONDS = 7.0
+INTENT_FRESH_SECONDS = 2.0
+"""How old a ledger's intent may be when its request starts."""
+LATE_LANDING_SECONDS = 5.0
+"""How long after a request was given up the API may still store it."""
 MAX_ITEMS_PER_REQUEST = 20
 
 
@@ -62,6 +65,9 @@ class KafkaSettings(Group):
     events_topic: str = Field("conversation.events", min_length=1, description="Topic of message events.")
     reply_topic: str = Field("conversation.replies", min_length=1, description="Topic of replies.")
     dead_letter_topic: str = Field("conversation.dead-letters", min_length=1, description="Topic of dead letters.")
+    ledger_topic: str = Field(
+        "", description="Topic of the ledger: exactly one copy of each message, crashes included; empty: off."
+    )
     group_instance_id: str = Field("", description="Static membership: one fixed name a replica; empty: dynamic.")
     session_timeout_seconds: float = Field(
         45, ge=1, le=1800, description="Without a heartbeat for so long, the group hands the partitions on."
@@ -90,8 +96,11 @@ class KafkaSettings(Group):
     def _times_fit(self) -> KafkaSettings:
         if self.heartbeat_seconds * 3 > self.session_timeout_seconds:
             raise ValueError("KAFKA__HEARTBEAT_SECONDS must be at most a third of KAFKA__SESSION_TIMEOUT_SECONDS")
-        if len({self.events_topic, self.reply_topic, self.dead_letter_topic}) < 3:
-            raise ValueError("KAFKA__EVENTS_TOPIC, KAFKA__REPLY_TOPIC and KAFKA__DEAD_LETTER_TOPIC must differ")
+        topics = [self.events_topic, self.reply_topic, self.dead_letter_topic, self.ledger_topic]
+        if len(set(topics)) < len(topics):
+            raise ValueError(
+                "KAFKA__EVENTS_TOPIC, KAFKA__REPLY_TOPIC, KAFKA__DEAD_LETTER_TOPIC and KAFKA__LEDGER_TOPIC must differ"
+            )
         if self.security_protocol.startswith("SASL") and not (
             self.sasl_username and self.sasl_password.get_secret_value()
         ):
@@ -290,6 +299,12 @@ class Settings(BaseSettings):
         if self.delivery.backoff_initial_seconds > self.delivery.backoff_max_seconds:
             raise ValueError("DELIVERY__BACKOFF_INITIAL_SECONDS must be at most DELIVERY__BACKOFF_MAX_SECONDS")
         self.delivery.start_concurrency = min(self.delivery.start_concurrency, self.delivery.max_concurrency)
+        least = INTENT_FRESH_SECONDS + total + LATE_LANDING_SECONDS
+        if self.kafka.ledger_topic and self.settle_seconds < least:
+            raise ValueError(
+                f"DELIVERY__SETTLE_SECONDS ({self.settle_seconds:g}) must be at least {least:g} with a ledger: "
+                "a request sent late must have landed before it is called absent"
+            )
         if self.limits.max_uncommitted_events < self.limits.max_buffered_events:
             raise ValueError("LIMITS__MAX_UNCOMMITTED_EVENTS must be at least LIMITS__MAX_BUFFERED_EVENTS")
         return self
@@ -298,7 +313,7 @@ class Settings(BaseSettings):
     def settle_seconds(self) -> float:
         """`DELIVERY__SETTLE_SECONDS`, resolved."""
         given = self.delivery.settle_seconds
-        return self.api.total_timeout_seconds + SETTLE_MARGIN_SECONDS if given is None else given
+        return INTENT_FRESH_SECONDS + self.api.total_timeout_seconds + LATE_LANDING_SECONDS if given is None else given
 
 
 def load(*, need_key: bool = True) -> Settings:

@@ -173,8 +173,10 @@ class Demo:
         assert this is not None
 
         def interrupt() -> None:
-            self._interrupted = True
-            this.cancel()
+            # Once is enough: a second cancellation would break off the cleaning up.
+            if not self._interrupted:
+                self._interrupted = True
+                this.cancel()
 
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, interrupt)
@@ -185,7 +187,7 @@ class Demo:
         publishing = asyncio.create_task(self._publish(topics), name="traffic")
         watching = asyncio.create_task(self._watch(topics), name="watch")
         try:
-            whole = await self._follow(app, service, running, publishing)
+            whole = await self._follow(topics, app, service, running, publishing)
             if not whole:
                 self._console.print(self._how_far(service))
                 return INTERRUPTED
@@ -196,6 +198,7 @@ class Demo:
             if self._options.keep and not running.done():
                 self._console.print(self._addresses(service))
                 await running
+                self._console.print("drained and ended")
             return code
         finally:
             for task in (publishing, watching):
@@ -204,7 +207,12 @@ class Demo:
             await asyncio.gather(running, publishing, watching, return_exceptions=True)
 
     async def _follow(
-        self, app: FastStream, service: Service, running: asyncio.Task[None], publishing: asyncio.Task[None]
+        self,
+        topics: TemporaryTopics,
+        app: FastStream,
+        service: Service,
+        running: asyncio.Task[None],
+        publishing: asyncio.Task[None],
     ) -> bool:
         """Show the run until all is settled and, unless it is kept, drained; false: somebody ended it before."""
         settled, moved = 0, time.monotonic()
@@ -212,12 +220,15 @@ class Demo:
         with View(self._console, title="convoy demo") as view:
             while not running.done():
                 await asyncio.wait({running}, timeout=FRAME_SECONDS)
+                view.subtitle = _metrics_address(service)
                 progress = self._look(service, publishing, ending=whole)
                 view.show(progress)
                 if progress.settled != settled:
                     settled, moved = progress.settled, time.monotonic()
                 if publishing.done() and not publishing.cancelled() and (error := publishing.exception()) is not None:
                     raise error
+                if service.health.draining and not whole:
+                    publishing.cancel()
                 if not whole and publishing.done() and progress.finished:
                     whole = True
                     if self._options.keep:
@@ -225,6 +236,7 @@ class Demo:
                     app.exit()
                 elif time.monotonic() > moved + STALL_SECONDS:
                     raise DemoError(f"no event has come through for {STALL_SECONDS:.0f} s")
+            await self._count(topics)
             view.show(self._look(service, publishing, ending=whole), last=True)
         if running.done():
             running.result()
@@ -289,9 +301,12 @@ class Demo:
     async def _watch(self, topics: TemporaryTopics) -> None:
         """Keep an eye on how far the topics reach."""
         while True:
-            with contextlib.suppress(KafkaError):
-                self._counts = await topics.counts()
+            await self._count(topics)
             await asyncio.sleep(WATCH_SECONDS)
+
+    async def _count(self, topics: TemporaryTopics) -> None:
+        with contextlib.suppress(KafkaError):
+            self._counts = await topics.counts()
 
     # What came of it
 
@@ -309,7 +324,9 @@ class Demo:
     def _conclude(self, service: Service, report: Report) -> int:
         requests = sum(self._emulator.stats()["requests"].get("create_items", {}).values())
         self._console.print()
-        self._console.print(summary(report, Figures(service.metrics.registry), requests=requests))
+        tombstones = count(self._arrivals, "tombstone")
+        figures = Figures(service.metrics.registry)
+        self._console.print(summary(report, figures, requests=requests, tombstones=tombstones))
         self._console.print()
         complaints = self._complaints(report)
         if not complaints:
@@ -343,13 +360,17 @@ class Demo:
         liveliest = max(self._conversations, key=lambda id_: len(self._emulator.store.conversations[id_]))
         return addresses(
             {
-                "metrics": f"http://127.0.0.1:{service.listener.port}/metrics",
+                "metrics": _metrics_address(service),
                 "conversations": f"{self._emulator.origin}/_emulator/dump",
                 "the liveliest": f"curl -H 'Authorization: Bearer {KEY}' "
                 f"'{self._emulator.base_url}/conversations/{liveliest}/items?order=asc'",
                 "Kafka": f"{self._kafka.bootstrap_servers}, topics {self._kafka.group_id}.*",
             }
         )
+
+
+def _metrics_address(service: Service) -> str:
+    return f"http://127.0.0.1:{service.listener.port}/metrics"
 
 
 def _complain(message: str, code: int) -> int:
@@ -376,5 +397,6 @@ def _logs_in(path: Path) -> Iterator[None]:
 
 def _show_end(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    sys.stderr.write("".join(f"  {line}\n" for line in ["the service's log ends:", *lines[-LOG_LINES:]]))
-    sys.stderr.write(f"  all of it: {path}\n")
+    if lines:
+        told = ["the service's log ends:", *lines[-LOG_LINES:], f"all of it: {path}"]
+        sys.stderr.write("".join(f"  {line}\n" for line in told))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from service.audit import Report
 
 WIDTH = 80
+UNIT_WIDTHS = (10, 13, 8)
 PACE_SECONDS = 2.0
 PLAIN_SECONDS = 1.0
 """Between lines of progress where there is no terminal."""
@@ -137,6 +138,7 @@ class View:
     def __init__(self, console: Console, *, title: str) -> None:
         self._console = console
         self._title = title
+        self.subtitle = ""
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._next_line = 0.0
         self._history: deque[tuple[float, int]] = deque()
@@ -177,9 +179,9 @@ class View:
         took = "attempt_duration_seconds", "create_items"
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=12, style="bold")
-        for _ in range(3):
-            grid.add_column(width=8, justify="right", style="cyan", no_wrap=True)
-            grid.add_column(width=12, style="dim", no_wrap=True)
+        for width in UNIT_WIDTHS:
+            grid.add_column(width=7, justify="right", style="cyan", no_wrap=True)
+            grid.add_column(width=width, style="dim", no_wrap=True)
         _row(grid, "events", (progress.published, "published"), (progress.read, "read"), (progress.lag, "behind"))
         _row(
             grid,
@@ -207,7 +209,7 @@ class View:
             "API latency",
             (_milliseconds(figures.quantile(took[0], 0.5, operation=took[1])), "median"),
             (_milliseconds(figures.mean(took[0], operation=took[1])), "mean"),
-            (_milliseconds(figures.quantile(took[0], 0.99, operation=took[1])), "99th percent"),
+            (_milliseconds(figures.quantile(took[0], 0.99, operation=took[1])), "p99"),
         )
         _row(grid, "replies", (progress.replies, "in Kafka"))
         _row(grid, "dead letters", (progress.dead_letters, "in Kafka"), *((n, reason) for reason, n in dead.items()))
@@ -216,14 +218,18 @@ class View:
         bar.add_column(width=5, justify="right")
         bar.add_row(ProgressBar(total=progress.planned, completed=progress.settled), _percent(progress))
         clock = f"{int(progress.seconds) // 60}:{int(progress.seconds) % 60:02}"
-        return Panel(
+        panel = Panel(
             Group(grid, Text(), bar),
             title=f"[bold]{self._title}[/] · {progress.state} · {clock}",
             title_align="left",
+            subtitle=f"[dim]{self.subtitle}[/]",
+            subtitle_align="right",
             box=box.ROUNDED,
-            padding=(1, 2),
+            padding=(0, 2),
             width=WIDTH,
         )
+        # The terminal echoes Ctrl-C where the cursor is: below, not behind the frame, where it would break the line.
+        return Group(panel, Text())
 
 
 def _row(grid: Table, label: str, *cells: tuple[float | str, str]) -> None:
@@ -253,12 +259,12 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
-def summary(report: Report, figures: Figures, *, requests: int) -> RenderableType:
+def summary(report: Report, figures: Figures, *, requests: int, tombstones: int) -> RenderableType:
     """The run in a table: what went through, and what the audit found."""
     reasons = figures.by("batches_total", "flush_reason")
     dead = dict(sorted(report.dead_letters.items()))
     rows: list[tuple[str, int | str, str]] = [
-        ("events", report.events, ""),
+        ("events", report.events, f"and {tombstones} tombstone" if tombstones else ""),
         ("batches", sum(reasons.values()), _listed(reasons, "by ")),
         ("mean batch", f"{figures.mean('batch_items'):.1f}", "items"),
         ("requests", requests, f"{_milliseconds(figures.mean('attempt_duration_seconds'))} on average"),

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import aiohttp
 import httpx
 
 from service.conversations.answers import read_answer
-from service.conversations.transport import AiohttpTransport
+from service.conversations.transport import AiohttpTransport, WithdrawnError
 from service.core.model import Answered, Fate, Unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from typing_extensions import Buffer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from service.core.model import Answer
     from service.settings import ApiSettings
 
+WITHDRAWN = "withdrawn"
+"""The code of an attempt that was called off before its first byte."""
 PAGE_ITEMS = 100
 """The most a list request returns."""
 MAX_PAGES = 50
@@ -73,15 +75,23 @@ class Conversations:
         """Close the connections; attempts in flight must have ended."""
         await self._client.__aexit__(exc_type, exc_value, traceback)
 
-    async def create_items(self, conversation_id: str, items: Sequence[Buffer]) -> Answer:
-        """Add 1 to 20 items, each given as its JSON, to a conversation."""
+    async def create_items(
+        self, conversation_id: str, items: Sequence[Buffer], *, still: Callable[[], bool] | None = None
+    ) -> Answer:
+        """Add 1 to 20 items, each given as its JSON, to a conversation.
+
+        ``still`` is asked last, once the connection stands and before the first byte: false, and nothing is sent.
+        """
+        extensions: dict[str, Any] = {"target": self._target(conversation_id)}
+        if still is not None:
+            extensions["still"] = still
         # The client would build this request in 60 µs and send it in 100 more; a ready one costs 10.
         request = httpx.Request(
             "POST",
             self._url,
             headers=self._post_headers,
             stream=httpx.ByteStream(b'{"items":[%b]}' % b",".join(items)),
-            extensions={"target": self._target(conversation_id)},
+            extensions=extensions,
         )
         return await self._exchange(request)
 
@@ -126,6 +136,8 @@ class Conversations:
     async def _exchange(self, request: httpx.Request) -> Answer:
         try:
             response = await self._transport.handle_async_request(request)
+        except WithdrawnError:
+            return Unanswered(Fate.NOT_SENT, WITHDRAWN, "too late to be sent")
         except httpx.ConnectError as error:
             tls = isinstance(error.__cause__, aiohttp.ClientSSLError)
             return Unanswered(Fate.NOT_SENT, "tls_error" if tls else "connect_error", str(error))

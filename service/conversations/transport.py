@@ -11,7 +11,8 @@ request that is cancelled (encode/httpcore#1093).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 import httpx
@@ -20,6 +21,7 @@ from yarl import URL
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
     from types import TracebackType
 
 MAX_ANSWER_BYTES = 32 << 20
@@ -29,11 +31,31 @@ KEEPALIVE_SECONDS = 30.0
 """Shorter than the idle limit of common load balancers (60 s), so that a pooled connection is rarely half closed."""
 
 
+class WithdrawnError(Exception):
+    """The request was called off before its first byte: its ``still`` extension said no."""
+
+
+_still: ContextVar[Callable[[], bool] | None] = ContextVar("still", default=None)
+
+
+class _AskingConnector(aiohttp.TCPConnector):
+    """Asks, once a connection stands and before anything is written to it, whether the request is still wanted."""
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - aiohttp's signature
+        connection = await super().connect(req, traces, timeout)
+        still = _still.get()
+        if still is not None and not still():
+            connection.release()
+            raise WithdrawnError
+        return connection
+
+
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """Sends ready requests; the caller bounds how many at once.
 
     A request's ``target`` extension (httpx's own, bytes of path and query) replaces the path of its URL:
-    parsing a URL a request would cost more than the rest of the work here.
+    parsing a URL a request would cost more than the rest of the work here. Its ``still`` extension, a function,
+    is asked before the first byte leaves: false, and ``WithdrawnError`` is raised instead.
 
     ``total_timeout_seconds`` covers the whole attempt, name resolution to last byte, so a slow drip ends.
     It is enforced by closing the one connection concerned.
@@ -61,7 +83,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     async def __aenter__(self) -> Self:
         """Open the connection pool; it lives as long as the transport."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_AskingConnector(
                 limit=0, ssl=self._ssl, keepalive_timeout=KEEPALIVE_SECONDS, enable_cleanup_closed=False
             ),
             timeout=self._timeout,
@@ -105,6 +127,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 if name.lower() not in SET_BY_AIOHTTP
             )
         assert isinstance(request.stream, httpx.SyncByteStream), "a ready body, not one that is still being made"
+        still = request.extensions.get("still")
+        token = _still.set(still)
         try:
             async with self._session.request(
                 request.method,
@@ -128,6 +152,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             raise httpx.UnsupportedProtocol(str(error), request=request) from error
         except (aiohttp.ClientError, OSError) as error:
             raise httpx.ReadError(str(error) or type(error).__name__, request=request) from error
+        finally:
+            _still.reset(token)
 
     def _origin(self, url: httpx.URL) -> str:
         if url is not self._origin_of:

@@ -15,6 +15,9 @@ FAILING_CONVERSATIONS = 3
 PROBE_INITIAL_SECONDS = 0.5
 PROBE_MAX_SECONDS = 3.0
 """Between probes; small enough that a healed host is used again within five seconds."""
+READS_THAT_CLOSE = 3
+"""So many good reads in a row, and writing is worth a trial by more than probes: every batch at hand may be
+waiting for its unheard attempt to settle, so that there is nothing to probe with. Once; then only a write counts."""
 FORBIDDEN_KEPT = 1000
 FORBIDDEN_MEMORY_SECONDS = 60.0
 """A conversation not refused for so long was given up or moved away; a new refusal of it stands alone."""
@@ -36,8 +39,9 @@ class Circuit:
     """Closed, or open for a reason."""
 
     __slots__ = (
-        "_accepted_start", "_before_last_success", "_failing", "_forbidden", "_interval", "_last_success",
-        "_last_success_of", "_open_seconds", "_opened_at", "_probe_at", "_probing", "_read_worked", "detail", "reason",
+        "_accepted_start", "_before_last_success", "_failing", "_forbidden", "_good_reads", "_interval",
+        "_last_success", "_last_success_of", "_open_seconds", "_opened_at", "_probe_at", "_probing",
+        "_read_worked", "_reads_trusted", "detail", "reason",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -57,6 +61,8 @@ class Circuit:
         self._probe_at = 0.0
         self._probing = False
         self._read_worked = False
+        self._good_reads = 0
+        self._reads_trusted = True
 
     @property
     def is_open(self) -> bool:
@@ -88,6 +94,10 @@ class Circuit:
         """Note that a read succeeded while open: worth trying a write at once, but no proof of health."""
         self._probe_at = now
         self._read_worked = True
+        self._good_reads += 1
+        if self._reads_trusted and self.reason is not None and self._good_reads >= READS_THAT_CLOSE:
+            self._reads_trusted = False
+            self._close(now)
 
     def success(self, conversation_id: str, now: float, *, started_at: float = -math.inf) -> None:
         """Note an answer that shows the host at work: it closes the circuit.
@@ -102,20 +112,20 @@ class Circuit:
         self._last_success = now
         if self._failing:
             self._failing.clear()
+        self._reads_trusted = True
         if self.reason is not None:
-            self._open_seconds += now - self._opened_at
-            self.reason = None
-            self.detail = ""
-            self._probing = False
+            self._close(now)
 
     def trouble(self, conversation_id: str, now: float, detail: str) -> None:
         """Note a failure that may be the host's."""
+        self._good_reads = 0
         self._failing.add(conversation_id)
         if len(self._failing) >= FAILING_CONVERSATIONS:
             self.trip(now, CircuitReason.API_UNAVAILABLE, detail)
 
     def trip(self, now: float, reason: CircuitReason, detail: str) -> None:
         """Open the circuit, or keep it open for a reason better known."""
+        self._good_reads = 0
         if self.reason is None:
             self._opened_at = now
             self._interval = PROBE_INITIAL_SECONDS
@@ -161,3 +171,9 @@ class Circuit:
     def open_seconds(self, now: float) -> float:
         """How long it has been open, all times added up."""
         return self._open_seconds + (now - self._opened_at if self.reason is not None else 0.0)
+
+    def _close(self, now: float) -> None:
+        self._open_seconds += now - self._opened_at
+        self.reason = None
+        self.detail = ""
+        self._probing = False

@@ -47,7 +47,7 @@ HOST_BACKOFF_MAX_SECONDS = 1.0
 UNREADABLE_READS = 3
 """So many failed read-backs in a row, of a batch that is spent, and its fate is called unknown."""
 UNEXPECTED_ANSWERS = 2
-"""So many 2xx answers that list nothing, and it is no accident."""
+"""So many 2xx answers that list nothing, to one batch or to probes, and it is no accident."""
 TROUBLES_OF_AGE = 2
 """Age alone gives nothing up: it may have passed while nothing could be sent for other reasons."""
 
@@ -80,6 +80,8 @@ class Policy:
     backoff_max_seconds: float
     settle_seconds: float
     read_cursor_first: bool
+    exact: bool = False
+    """With the ledger: nothing is given up whose fate is unknown, and each refusal of several is read back."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -144,6 +146,7 @@ class Delivery:
         """Note that the request of ``action`` starts for ``batch``."""
         if action is Action.SEND:
             batch.attempts += 1
+            batch.after = self.cursors.get(batch.conversation_id)
             # Now, not when the answer comes: a lane of the same conversation on another partition may move it.
             self._sent_behind[id(batch)] = self.cursors.get(batch.conversation_id)
         if batch.began_at is None:
@@ -216,7 +219,7 @@ class Delivery:
             unsettled.reads = 0
             batch.setbacks += 1
             settled_at = unsettled.started_at + self._policy.settle_seconds
-            return Result(again_at=min(settled_at, now + self._backoff(batch.setbacks)))
+            return Result(again_at=min(settled_at, now + self._backoff(batch.setbacks, self._host_limit())))
         batch.unsettled = None
         result = Result()
         if stored:
@@ -249,7 +252,7 @@ class Delivery:
             return Result([_dead(batch, verdict)])
         batch.setbacks += 1
         self._excuse(batch, now)
-        limit = HOST_BACKOFF_MAX_SECONDS if self.circuit.is_open else LOCAL_BACKOFF_MAX_SECONDS
+        limit = min(LOCAL_BACKOFF_MAX_SECONDS, self._host_limit())
         return Result(again_at=now + self._backoff(batch.setbacks, limit))
 
     def _refused(self, batch: Batch, verdict: Verdict, after: str | None, started_at: float, now: float) -> Result:
@@ -322,8 +325,7 @@ class Delivery:
             and self._spent(batch, now)
         ):
             return self._exhaust(batch, verdict)
-        limit = HOST_BACKOFF_MAX_SECONDS if self.circuit.is_open else self._policy.backoff_max_seconds
-        return Result(again_at=now + self._backoff(batch.setbacks, limit))
+        return Result(again_at=now + self._backoff(batch.setbacks, self._host_limit()))
 
     def _trouble(self, batch: Batch, verdict: Verdict, now: float) -> bool:
         """Tell the circuit; returns whether it may be this conversation's own trouble."""
@@ -332,7 +334,8 @@ class Delivery:
         if verdict.code == "unexpected_answer":
             batch.unexpected_answers += 1
             healthy = batch.began_at is not None and circuit.healthy_for_others(conversation_id, batch.began_at)
-            if batch.unexpected_answers >= UNEXPECTED_ANSWERS and (others_too or not healthy):
+            repeated = circuit.is_open or batch.unexpected_answers >= UNEXPECTED_ANSWERS
+            if repeated and (others_too or not healthy):
                 circuit.trip(now, CircuitReason.UNEXPECTED_ANSWER, _detail(verdict))
                 return False
         was_open = circuit.is_open
@@ -377,12 +380,16 @@ class Delivery:
         dead = Dead(Reason.EXHAUSTED, verdict.code, verdict.message, verdict.status, batch.attempts, fate)
         return Result([DeadLettered(batch.events, dead)])
 
-    def _backoff(self, setbacks: int, limit: float | None = None) -> float:
+    def _host_limit(self) -> float:
+        """The longest wait where no other rule says so: what waits for the host is at hand when a probe is due."""
+        return HOST_BACKOFF_MAX_SECONDS if self.circuit.is_open else self._policy.backoff_max_seconds
+
+    def _backoff(self, setbacks: int, limit: float) -> float:
         """Exponential back-off with full jitter, in seconds."""
         ceiling = min(
             self._policy.backoff_initial_seconds * 2.0 ** min(setbacks - 1, 30),
             self._policy.backoff_max_seconds,
-            self._policy.backoff_max_seconds if limit is None else limit,
+            limit,
         )
         return self._random() * ceiling
 

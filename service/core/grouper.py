@@ -23,7 +23,9 @@ from service.core.watermark import Watermark
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.core.model import Event
+    from service.core.ledger import Ownership
+    from service.core.model import Event, Unsettled
+    from service.core.recovery import Recovery
 
 BODY_OVERHEAD_BYTES = len(b'{"items":[]}') - 1
 """What a request body adds to its items, each counted with one comma."""
@@ -73,6 +75,9 @@ class Partition:
         "in_flight",
         "lanes",
         "number",
+        "ownership",
+        "recovery",
+        "taking_over",
         "unsettled",
         "unstored",
         "watermark",
@@ -88,6 +93,11 @@ class Partition:
         """Batches taken and neither done nor put back."""
         self.unsettled = 0
         """Batches put back whose last attempt is of unknown fate."""
+        self.ownership: Ownership | None = None
+        self.recovery: Recovery | None = None
+        """What the ledger says of an earlier owner's work, while some of it is left."""
+        self.taking_over = False
+        """While the ledger is read, the partition is not."""
         self.unstored = 0
         """Events whose outcome is decided and not yet stored."""
         self.buffered_events = 0
@@ -97,6 +107,12 @@ class Partition:
     def busy(self) -> bool:
         """Whether something is under way that a drain waits for."""
         return self.in_flight > 0 or self.unsettled > 0
+
+    def receive(self, event: Event) -> None:
+        """Note that ``event`` was read: it holds the position and a part of the buffer until it is settled."""
+        self.watermark.received(event.offset)
+        self.buffered_events += 1
+        self.buffered_bytes += event.size
 
     def settle(self, events: Sequence[Event]) -> None:
         """Note that the outcome of each of ``events`` is stored: the position may move past them."""
@@ -146,12 +162,14 @@ class Grouper:
         partition.buffered_events = partition.buffered_bytes = 0
 
     def add(self, partition: Partition, event: Event, now: float) -> None:
-        """Put ``event``, read at ``now``, at the end of its conversation's lane."""
+        """Take in ``event``, read at ``now``, and put it at the end of its conversation's lane."""
+        partition.receive(event)
+        self.enqueue(partition, event, now)
+
+    def enqueue(self, partition: Partition, event: Event, now: float) -> None:
+        """Put an event that was received, read at ``now``, at the end of its conversation's lane."""
         if self._timers and self._timers[0][0] <= now:
             self._wake(now)
-        partition.watermark.received(event.offset)
-        partition.buffered_events += 1
-        partition.buffered_bytes += event.size
         event.read_at = now
         lane = partition.lanes.get(event.conversation_id)
         if lane is None:
@@ -165,6 +183,17 @@ class Grouper:
                 self._make_ready(lane)
             elif len(waiting) == 1:
                 self._set_timer(lane, now + self._window)
+
+    def resume(self, partition: Partition, events: Sequence[Event], unsettled: Unsettled) -> None:
+        """Go on with an attempt of an earlier owner: these received events are settled before anything else of theirs.
+
+        The conversation must have no lane yet.
+        """
+        conversation_id = events[0].conversation_id
+        lane = partition.lanes[conversation_id] = Lane(partition, conversation_id)
+        lane.parts.append(Batch(lane, events, FlushReason.RESUMED, 0.0, setbacks=1, unsettled=unsettled))
+        partition.unsettled += 1
+        self._make_ready(lane)
 
     def take(self, now: float) -> Batch | None:
         """Take the batch whose turn it is, or ``None`` while none is due.

@@ -47,6 +47,8 @@ class FlushReason(enum.StrEnum):
     SIZE = "size"
     BYTES = "bytes"
     WINDOW = "window"
+    RESUMED = "resumed"
+    """Not cut here: an attempt that an earlier owner of the partition left open."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,8 @@ class Event:
     """One decoded record: one item for one conversation.
 
     ``item`` is the JSON object to be stored, ready to send; ``size`` what the event holds of the
-    buffer, in bytes; ``read_at`` when this process read it (monotonic seconds). ``source`` is the record as the
+    buffer, in bytes; ``read_at`` when this process read it (monotonic seconds); ``digest`` what tells its
+    record from another at the same offset, made only for the ledger. ``source`` is the record as the
     Kafka edge received it; the core never looks inside, the dead letter needs it whole.
     """
 
@@ -67,6 +70,7 @@ class Event:
     source: Any
     occurred_at: str | None = None
     read_at: float = 0.0
+    digest: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -130,6 +134,8 @@ class Batch:
     began_at: float | None = None
     open_at_start: float = 0.0
     unsettled: Unsettled | None = None
+    after: str | None = None
+    """The cursor behind which the last attempt was sent."""
     unexpected_answers: int = 0
     twin: Batch | None = None
     """The other half of a split: once this half is accepted, that one holds the culprit."""

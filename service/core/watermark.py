@@ -25,6 +25,11 @@ class Watermark:
         """Offsets received and not yet below the position: the uncommitted ones."""
         return len(self._open)
 
+    @property
+    def above(self) -> set[int]:
+        """Offsets above the position that are settled; not to be changed."""
+        return self._settled
+
     def received(self, offset: int) -> None:
         """Note a record; ``offset`` must be above all offsets received before."""
         if not self._open:

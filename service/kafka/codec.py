@@ -159,6 +159,11 @@ def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[b
     return records
 
 
+def json_text(text: str) -> bytes:
+    """A JSON string."""
+    return _encode(text)
+
+
 def without_item(reply: bytes) -> bytes:
     """Leave the item out of a reply that a broker finds too large."""
     value = msgspec.json.decode(reply)

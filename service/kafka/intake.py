@@ -15,14 +15,19 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetMetadataTooLargeError
+from aiokafka.structs import OffsetAndMetadata
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaMessage
 
 from service.core.model import Refusal
+from service.core.recovery import Recovery
+from service.kafka import above
 from service.kafka.codec import decode, key_matches
 from service.kafka.connection import broker_security
+from service.kafka.ledger import LedgerGapError, digest_of
+from service.kafka.reading import committed_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
 
     from service.core.grouper import Grouper, Partition
+    from service.core.ledger import Settled
+    from service.core.model import Event
+    from service.kafka.ledger import Ledger
     from service.ops.health import Health
     from service.ops.metrics import Metrics
     from service.settings import Settings
@@ -42,10 +50,13 @@ POLL_RECORDS = 2000
 """Bounds how long one hand-over keeps the loop, and by how much the buffer limit can be overrun."""
 COMMIT_SECONDS = 5.0
 """aiokafka retries a commit for ever; what is not committed by then is tried again later, or read again."""
+RECALL_SECONDS = 10.0
+"""To learn what earlier owners settled above the positions; without it, that is sent again."""
 RESUME_BELOW = 0.5
 """Pausing throws prefetched records away, so a partition resumes well below the limit it paused at."""
 STOP_SECONDS = 5.0
 """To leave the group; the pod's grace period counts on it."""
+TAKE_OVER_RETRY_SECONDS = 1.0
 MAX_POLL_INTERVAL_MILLISECONDS = 300_000
 
 
@@ -60,10 +71,12 @@ class Intake:
         health: Health,
         *,
         refuse: Callable[[Partition, Refusal], None],
+        repeat: Callable[[Partition, Event, Settled], None],
         arrived: Callable[[], None],
         drain: Callable[[list[Partition]], Awaitable[None]],
         fatal: Callable[[BaseException], None],
         clock: Callable[[], float],
+        ledger: Ledger | None = None,
     ) -> None:
         self._kafka = settings.kafka
         self._limits = settings.limits
@@ -71,13 +84,23 @@ class Intake:
         self._metrics = metrics
         self._health = health
         self._refuse = refuse
+        self._repeat = repeat
+        self._ledger = ledger
+        self._taking_over: set[asyncio.Task[None]] = set()
         self._arrived = arrived
         self._drain = drain
         self._fatal = fatal
         self._clock = clock
         self._paused: set[int] = set()
-        self._committed: dict[int, int] = {}
+        self._committed: dict[int, tuple[int, int]] = {}
+        """Position, and how many offsets above it were settled, as last committed."""
+        self._recalled: dict[int, tuple[int, set[int]]] = {}
+        """The position an assignment began at, and what an earlier owner had settled above it."""
+        self._recalling: set[int] = set()
+        self._metadata_fits = True
         self._committing = asyncio.Lock()
+        self.stopped: dict[int, str] = {}
+        """Partitions that are assigned and not read, because an operator has to decide something, with the reason."""
         self.held: Callable[[], bool] = lambda: False
         """Whether reading is to stop altogether: the circuit is open, or the process is stopping."""
         self._accepted = metrics.counter("events_total", "accepted")
@@ -129,13 +152,18 @@ class Intake:
         accepted = 0
         for record in records:
             partition = partitions.get(record.partition)
-            if partition is None or partition.draining:
-                # Handed over while it is being given up: its next owner reads it again.
+            if partition is None or partition.draining or partition.taking_over:
+                # Handed over while it is being given up, or not yet taken over: it is read again.
                 continue
             if record.value is None:
                 partition.watermark.received(record.offset)
                 partition.watermark.settle(record.offset)
                 self._metrics.counter("events_total", "tombstone").inc()
+                continue
+            if self._recalled and self._settled_before(partition, record.offset):
+                partition.watermark.received(record.offset)
+                partition.watermark.settle(record.offset)
+                self._metrics.counter("events_total", "settled_before").inc()
                 continue
             event = decode(record)
             if isinstance(event, Refusal):
@@ -144,11 +172,23 @@ class Intake:
                 continue
             if not key_matches(record, event):
                 self._metrics.counter("events_total", "key_mismatch").inc()
-            add(partition, event, now)
             accepted += 1
+            if self._ledger is not None:
+                event.digest = digest_of(record)
+                if partition.recovery is not None:
+                    self._recover(partition, partition.recovery, event, now)
+                    continue
+            add(partition, event, now)
         self._accepted.inc(accepted)
         self.regulate()
         self._arrived()
+
+    def _recover(self, partition: Partition, recovery: Recovery, event: Event, now: float) -> None:
+        settled = recovery.admit(event, now)
+        if settled is not None:
+            self._repeat(partition, event, settled)
+        if recovery.over:
+            partition.recovery = None
 
     # Rebalances
 
@@ -165,23 +205,117 @@ class Intake:
         for partition in partitions:
             # A stop may meet a rebalance: both wait for the same drain, and one of them gets here first.
             if partition.alive:
-                self._grouper.revoke(partition.number)
-                self._committed.pop(partition.number, None)
-                self._paused.discard(partition.number)
+                self._drop(partition)
         seconds = self._clock() - started
         self._metrics.histogram("drain_seconds").observe(seconds)
         log.info("partitions given up", extra={"partitions": sorted(numbers), "drain_seconds": round(seconds, 3)})
 
-    def assigned(self, numbers: list[int]) -> None:
-        """Begin with the partitions of a new assignment."""
+    async def assigned(self, numbers: list[int]) -> None:
+        """Begin with the partitions of a new assignment; they are read once it is known what is settled."""
         for number in numbers:
-            self._grouper.assign(number)
-            if self._health.draining:
-                # A rebalance came between the drain and leaving the group: nothing must start any more.
-                self._grouper.drain(number)
+            self._begin(number)
         self._metrics.counter("rebalances_total").inc()
         self._health.waiting_for = None
         log.info("partitions assigned", extra={"partitions": sorted(numbers)})
+        if numbers and self._ledger is None:
+            await self._recall(numbers)
+
+    async def _recall(self, numbers: list[int]) -> None:
+        """Learn what earlier owners settled above the positions, so that it is not sent again."""
+        consumer = self._subscriber.consumer
+        assert consumer is not None
+        places = [TopicPartition(self._kafka.events_topic, number) for number in numbers]
+        # Before anything is awaited: nothing of these partitions has been fetched yet.
+        consumer.pause(*places)
+        self._recalling.update(numbers)
+        try:
+            committed = await asyncio.wait_for(committed_offsets(self._kafka, places), RECALL_SECONDS)
+        except (KafkaError, OSError, TimeoutError) as error:
+            log.warning(
+                "what was settled above the positions is not known and is sent again", extra={"error": repr(error)}
+            )
+            committed = {}
+        for place, (position, text) in committed.items():
+            if (settled := above.read(position, text)) and place.partition in self._grouper.partitions:
+                self._recalled[place.partition] = (position, settled)
+        self._recalling.difference_update(numbers)
+        consumer.resume(*(place for place in places if place in consumer.assignment()))
+        self._paused.difference_update(numbers)
+        self.regulate()
+
+    def _settled_before(self, partition: Partition, offset: int) -> bool:
+        position, settled = self._recalled.get(partition.number, (0, ()))
+        if offset < position:
+            # Not read from where that was said: the topic is another one, or its positions were set back.
+            del self._recalled[partition.number]
+            return False
+        return offset in settled
+
+    def lost(self, partition: Partition) -> None:
+        """Begin anew with a partition whose ledger shows another owner, or no answer, while it is assigned to us."""
+        if not partition.alive:
+            return
+        self._drop(partition)
+        self._begin(partition.number)
+
+    def _begin(self, number: int) -> None:
+        partition = self._grouper.assign(number)
+        if self._health.draining:
+            # A rebalance came between the drain and leaving the group: nothing must start any more.
+            self._grouper.drain(number)
+        elif self._ledger is not None:
+            partition.taking_over = True
+            task = asyncio.create_task(self._take_over(partition, self._ledger), name=f"take over {number}")
+            self._taking_over.add(task)
+            task.add_done_callback(self._taken_over)
+        self.regulate()
+
+    def _drop(self, partition: Partition) -> None:
+        self._grouper.revoke(partition.number)
+        self._committed.pop(partition.number, None)
+        self._recalled.pop(partition.number, None)
+        self._paused.discard(partition.number)
+        if self._ledger is not None:
+            self._ledger.forget(partition)
+
+    async def _take_over(self, partition: Partition, ledger: Ledger) -> None:
+        """Read the ledger until it is known what earlier owners left, then begin to read the partition."""
+        place = TopicPartition(self._kafka.events_topic, partition.number)
+        if partition.number not in ledger.twins:
+            await ledger.start()
+        if partition.number not in ledger.twins:
+            self.stopped[partition.number] = "ledger_twin_missing"
+            log.error("the ledger topic has no such partition; it is not read", extra={"partition": partition.number})
+            return
+        while partition.alive and not partition.draining:
+            consumer = self._subscriber.consumer
+            assert consumer is not None
+            try:
+                beginning = (await consumer.beginning_offsets([place]))[place]
+                taken = await ledger.take_over(partition, self._commit_one, beginning)
+            except LedgerGapError as gap:
+                self.stopped[partition.number] = "ledger_gap"
+                log.error("the ledger is cut short, the partition is not read", extra={"gap": str(gap)})  # noqa: TRY400
+                return
+            except (KafkaError, OSError, TimeoutError, IllegalStateError) as error:
+                log.warning("not taken over yet", extra={"partition": partition.number, "error": repr(error)})
+                await asyncio.sleep(TAKE_OVER_RETRY_SECONDS)
+                continue
+            if not partition.alive or place not in consumer.assignment():
+                return
+            consumer.seek(place, taken.position)
+            recovery = Recovery(self._grouper, partition, taken.past, taken.started)
+            partition.recovery = None if recovery.over else recovery
+            partition.ownership = taken.ownership
+            partition.taking_over = False
+            self.stopped.pop(partition.number, None)
+            self.regulate()
+            return
+
+    def _taken_over(self, task: asyncio.Task[None]) -> None:
+        self._taking_over.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fatal(error)
 
     # Back-pressure
 
@@ -195,7 +329,7 @@ class Intake:
         everything = self.held()
         bytes_full = sum(p.buffered_bytes for p in partitions.values()) >= limits.max_buffered_bytes
         for number, partition in partitions.items():
-            if partition.draining:
+            if partition.draining or number in self._recalling:
                 continue
             load = max(
                 partition.buffered_events * share / limits.max_buffered_events,
@@ -203,7 +337,7 @@ class Intake:
                 len(partition.watermark) * share / limits.max_uncommitted_events,
             )
             paused = number in self._paused
-            wanted = everything or bytes_full or load >= (RESUME_BELOW if paused else 1)
+            wanted = everything or bytes_full or partition.taking_over or load >= (RESUME_BELOW if paused else 1)
             if wanted == paused:
                 continue
             place = TopicPartition(self._kafka.events_topic, number)
@@ -227,18 +361,24 @@ class Intake:
         """Commit what has moved; returns whether nothing is left to commit."""
         async with self._committing:
             topic = self._kafka.events_topic
-            moved = {
-                number: position
-                for number, partition in self._grouper.partitions.items()
-                if (position := partition.watermark.position) is not None and position != self._committed.get(number)
-            }
+            offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+            moved: dict[int, tuple[int, int]] = {}
+            for number, partition in self._grouper.partitions.items():
+                position = partition.watermark.position
+                if position is None:
+                    continue
+                settled = self._settled_above(partition, position)
+                if self._committed.get(number) != (position, len(settled)):
+                    moved[number] = (position, len(settled))
+                    text = self._metadata(partition, position, settled)
+                    offsets[TopicPartition(topic, number)] = OffsetAndMetadata(position, text)
             consumer = self._subscriber.consumer
             if not moved or consumer is None:
                 return True
-            offsets = {TopicPartition(topic, number): position for number, position in moved.items()}
             try:
                 await asyncio.wait_for(consumer.commit(offsets), COMMIT_SECONDS)
             except (KafkaError, IllegalStateError, TimeoutError) as error:
+                self._metadata_fits = self._metadata_fits and not isinstance(error, OffsetMetadataTooLargeError)
                 lost = isinstance(error, CommitFailedError | IllegalStateError)
                 self._metrics.counter("commits_total", "refused" if lost else "failed").inc()
                 level = logging.INFO if lost else logging.WARNING
@@ -246,9 +386,34 @@ class Intake:
                 return False
             self._metrics.counter("commits_total", "ok").inc()
             self._committed.update(
-                {number: position for number, position in moved.items() if number in self._grouper.partitions}
+                {number: state for number, state in moved.items() if number in self._grouper.partitions}
             )
             return True
+
+    def _settled_above(self, partition: Partition, position: int) -> set[int]:
+        """Offsets above the position that are settled, by this owner or, where not read again yet, by one before."""
+        settled = partition.watermark.above
+        recalled = self._recalled.get(partition.number)
+        if recalled is None:
+            return settled
+        before = {offset for offset in recalled[1] if offset > position}
+        if before:
+            return settled | before
+        del self._recalled[partition.number]
+        return settled
+
+    def _metadata(self, partition: Partition, position: int, settled: set[int]) -> str:
+        if self._ledger is not None:
+            return self._ledger.metadata(partition, position)
+        return above.write(position, settled) if self._metadata_fits else ""
+
+    async def _commit_one(self, partition: Partition, position: int, metadata: str) -> None:
+        consumer = self._subscriber.consumer
+        assert consumer is not None
+        place = TopicPartition(self._kafka.events_topic, partition.number)
+        async with self._committing:
+            await asyncio.wait_for(consumer.commit({place: OffsetAndMetadata(position, metadata)}), COMMIT_SECONDS)
+            self._committed[partition.number] = (position, 0)
 
     def lag(self) -> dict[int, int]:
         """Records behind the committed position, by partition, as far as the last fetch told."""
@@ -290,7 +455,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             self._intake._fatal(error)  # noqa: SLF001
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        self._intake.assigned([place.partition for place in assigned])
+        try:
+            await self._intake.assigned([place.partition for place in assigned])
+        except Exception as error:  # noqa: BLE001 - aiokafka would only log it
+            self._intake._fatal(error)  # noqa: SLF001
 
 
 async def _hand_over(records: tuple[Any, ...]) -> KafkaMessage:

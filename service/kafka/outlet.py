@@ -22,7 +22,7 @@ from service.kafka.codec import Headers, omitted_value_headers
 from service.kafka.connection import connection_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from service.ops.metrics import Metrics
     from service.settings import KafkaSettings
@@ -77,7 +77,7 @@ class Outlet:
         self._partition_of: dict[tuple[str, bytes], int] = {}
         self._queues: dict[tuple[str, int], _Queue] = {}
 
-    async def start(self, topics: tuple[str, ...]) -> None:
+    async def start(self, topics: Sequence[str]) -> None:
         """Connect, and learn how many partitions each topic has.
 
         Raises:

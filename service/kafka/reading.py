@@ -46,16 +46,32 @@ async def read_topic(settings: KafkaSettings, topic: str) -> AsyncIterator[list[
         await consumer.stop()
 
 
-async def committed_positions(settings: KafkaSettings) -> dict[int, int]:
-    """The group's committed positions in the events topic, by partition."""
+async def committed_offsets(
+    settings: KafkaSettings, places: list[TopicPartition] | None = None
+) -> dict[TopicPartition, tuple[int, str]]:
+    """The group's committed offsets and the metadata beside them, of ``places`` or of the events topic.
+
+    Raises:
+        KafkaError: no broker answers, or one refuses.
+    """
     arguments: dict[str, Any] = connection_arguments(settings)
     admin = AIOKafkaAdminClient(**arguments)
     await admin.start()
     try:
-        (topic,) = await admin.describe_topics([settings.events_topic])
-        places = [TopicPartition(settings.events_topic, found["partition"]) for found in topic["partitions"]]
-        # Asked for by name: librdkafka's mock cluster does not know the question for all of them.
+        if places is None:
+            # Asked for by name: librdkafka's mock cluster does not know the question for all of a group.
+            (topic,) = await admin.describe_topics([settings.events_topic])
+            places = [TopicPartition(settings.events_topic, found["partition"]) for found in topic["partitions"]]
         offsets = await admin.list_consumer_group_offsets(settings.group_id, partitions=places)
     finally:
         await admin.close()
-    return {place.partition: found.offset for place, found in offsets.items() if found.offset >= 0}
+    return {place: (found.offset, found.metadata) for place, found in offsets.items() if found.offset >= 0}
+
+
+async def committed_positions(settings: KafkaSettings) -> dict[int, int]:
+    """The group's committed positions in the events topic, by partition."""
+    return {
+        place.partition: position
+        for place, (position, _) in (await committed_offsets(settings)).items()
+        if place.topic == settings.events_topic
+    }

@@ -50,25 +50,28 @@ class TemporaryTopics:
         Raises:
             KafkaError: no broker answers, or one refuses.
         """
-        if self._create:
-            await create_topics(self._settings, partitions=self._partitions, replication_factor=None)
         try:
             await self._producer.start()
             await self._reader.start()
+            if self._create:
+                await create_topics(self._settings, partitions=self._partitions, replication_factor=None)
             for name in self._names:
                 numbers = await self._producer.partitions_for(name)
                 self._places += [TopicPartition(name, number) for number in sorted(numbers)]
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self._close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Delete what was made."""
-        await self._producer.stop()
-        await self._reader.stop()
+        """Delete what was made.
+
+        Raises:
+            KafkaError: no broker answers, or one refuses; the topics stay.
+        """
+        await self._close()
         if self._create:
             admin = AIOKafkaAdminClient(**connection_arguments(self._settings), client_id="convoy-demo")
             await admin.start()
@@ -76,6 +79,10 @@ class TemporaryTopics:
                 await admin.delete_topics(list(self._names))
             finally:
                 await admin.close()
+
+    async def _close(self) -> None:
+        await self._producer.stop()
+        await self._reader.stop()
 
     async def publish(self, key: bytes, value: bytes | None) -> asyncio.Future[Any]:
         """Publish an event; what is returned is done once all in-sync replicas have it."""

@@ -72,6 +72,9 @@ TABLE = (
     Row("commits_total", Counter, ("result",), "Commits of positions.", "failed: see the broker; what is uncommitted is read again."),
     Row("rebalances_total", Counter, (), "Assignments received.", "Many: members come and go; see session time-outs."),
     Row("drain_seconds", Histogram, (), "How long drains took.", "Near the budget: attempts are too slow for it.", SECONDS),
+    Row("ledger_records_total", Counter, ("kind",), "Records written to the ledger.", "About two a batch."),
+    Row("ledger_recoveries_total", Counter, ("result",), "Partitions taken over, by what was found; lost: by surprise.",
+        "lost, often: members of the group do not agree who owns what; see rebalances."),
     Row("build_info", Gauge, ("version",), "1, for the version that runs.", "None."),
 )  # fmt: skip
 """Every metric there is."""

@@ -1,0 +1,56 @@
+"""What is settled above a position, written into the commit's metadata so that the next owner does not send it again.
+
+Kafka keeps one position a partition, and it stands still at the first event without outcome. Conversations do
+not wait for each other, so at any moment many events above it are settled; after a rebalance, a restart or a
+crash all of them would be read, and sent, once more. Kafka stores a text of up to 4,096 bytes with each
+position (broker setting ``offset.metadata.max.bytes``): here it says which of the offsets above are settled.
+
+Decides how that is written and read; when, is the intake's business. What does not fit is left out from the
+top: it is sent again, as it would be without this.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+FORM = "0:"
+"""What the text begins with; any other text is none of ours and says nothing."""
+MAX_BYTES = 4000
+"""Of the text; the broker's default limit is 4,096."""
+MAX_SPAN = 1 << 20
+"""Offsets above the position that are looked at; further ones are left out."""
+
+
+def write(position: int, settled: Collection[int]) -> str:
+    """Write which offsets above ``position`` are settled; empty when there is none."""
+    span = min(max(settled, default=position) - position, MAX_SPAN)
+    while span > 0:
+        bits = bytearray((span + 7) // 8)
+        for offset in settled:
+            index = offset - position - 1
+            if 0 <= index < span:
+                bits[index >> 3] |= 1 << (index & 7)
+        text = FORM + base64.b85encode(zlib.compress(bits)).decode("ascii")
+        if len(text) <= MAX_BYTES:
+            return text
+        span = min(span // 2, span * MAX_BYTES // len(text))
+    return ""
+
+
+def read(position: int, text: str) -> set[int]:
+    """Read what `write` wrote beside ``position``; a text of another form says nothing."""
+    if not text.startswith(FORM):
+        return set()
+    try:
+        bits = zlib.decompressobj().decompress(base64.b85decode(text.removeprefix(FORM)), MAX_SPAN // 8)
+    except (ValueError, binascii.Error, zlib.error):
+        return set()
+    return {
+        position + 1 + 8 * index + bit for index, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1
+    }
