@@ -135,7 +135,7 @@ class Pump:
             if action is Action.SPLIT:
                 self._carry_on(batch, self._delivery.split_guilty(batch), now)
                 continue
-            if batch.attempts == 0 and batch.setbacks == 0:
+            if batch.began_at is None:
                 self._metrics.counter("batches_total", batch.flush_reason).inc()
                 self._batch_items.observe(len(batch.events))
                 self._batch_wait.observe(batch.waited_seconds)
