@@ -102,8 +102,8 @@ def publish(
 @cli.command()
 def demo(
     events: Annotated[int, typer.Option(min=1, max=1_000_000, help="Events to publish.")] = 4000,
-    conversations: Annotated[int, typer.Option(min=1, max=100_000, help="Conversations they belong to.")] = 300,
-    rate: Annotated[float, typer.Option(min=1, help="Events a second, on average.")] = 400.0,
+    conversations: Annotated[int, typer.Option(min=1, max=10_000, help="Conversations they belong to.")] = 300,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second, on average.")] = 500.0,
     seed: Annotated[int, typer.Option(help="Seed of the events, and of the API's chance.")] = 1,
     latency: Annotated[float, typer.Option(min=0, max=10, help="Seconds half of the API's answers take.")] = 0.05,
     broker: Annotated[str, typer.Option(metavar="HOST:PORT", help="Kafka to use; default: an embedded one.")] = "",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import logging
 import shutil
 import signal
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from service.commands.demo_view import Figures, Progress, View, addresses, summa
 from service.emulator.faults import FaultScript, LognormalLatency, Rule
 from service.emulator.server import EmulatorServer
 from service.evidence import audit_run, read_dump
+from service.kafka.codec import timestamp
 from service.kafka.connection import KafkaError
 from service.kafka.temporary import TemporaryTopics
 from service.ops import logs
@@ -50,11 +51,14 @@ if TYPE_CHECKING:
 KEY = "sk-demo"
 PARTITIONS = 4
 FRAME_SECONDS = 0.125
-WATCH_SECONDS = 0.25
+"""Between two looks at the run."""
+RECHECK_SECONDS = 0.5
 STALL_SECONDS = 60.0
 """Without a single outcome for so long, it is not going to come: longer than the service waits for anything."""
 COMMIT_SECONDS = 15.0
+"""Within so long a service that runs on has committed everything."""
 CREATE_CONCURRENCY = 32
+MOST_UNACKNOWLEDGED = 10_000
 LOG_LINES = 20
 INTERRUPTED = 130
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -66,7 +70,7 @@ class Options:
 
     events: int = 4000
     conversations: int = 300
-    rate: float = 400.0
+    rate: float = 500.0
     seed: int = 1
     latency_seconds: float = 0.05
     broker: str = ""
@@ -122,8 +126,20 @@ def run_demo(options: Options, *, faults: FaultScript | None = None) -> int:
         return code
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What is under way together: the service, and the traffic it is to carry."""
+
+    app: FastStream
+    service: Service
+    topics: TemporaryTopics
+    running: asyncio.Task[None]
+    """The service; done once it has drained."""
+    publishing: asyncio.Task[None]
+
+
 class Demo:
-    """One run."""
+    """One run: an API, topics, traffic, and the service between them."""
 
     def __init__(self, options: Options, address: str, console: Console, faults: FaultScript | None) -> None:
         self._options = options
@@ -147,18 +163,21 @@ class Demo:
             faults=FaultScript((latency, *script.rules), script.lock_busy_conversations),
         )
         self._counts: dict[str, int] = {}
+        """Records of each topic, as last seen."""
         self._conversations: list[str] = []
         self._interrupted = False
         self._began = time.monotonic()
 
     async def run(self) -> int:
-        """Run it from the first conversation to the audit; returns the exit code."""
+        """Run it from the first conversation to the audit; returns the exit code.
+
+        Raises:
+            DemoError, KafkaError, httpx.HTTPError, OSError: it cannot be run, or broke.
+        """
         self._take_signals()
+        topics = TemporaryTopics(self._kafka, partitions=PARTITIONS, create=bool(self._options.broker))
         try:
-            async with (
-                self._emulator,
-                TemporaryTopics(self._kafka, partitions=PARTITIONS, create=bool(self._options.broker)) as topics,
-            ):
+            async with self._emulator, topics:
                 return await self._run(topics)
         except asyncio.CancelledError:
             if not self._interrupted:
@@ -167,7 +186,10 @@ class Demo:
             return INTERRUPTED
 
     def _take_signals(self) -> None:
-        """Let Ctrl-C end what is being done; while FastStream's application runs, it drains that instead."""
+        """Let Ctrl-C end what is being done.
+
+        While FastStream's application runs, its own handlers stand in their place: the service drains then.
+        """
         loop = asyncio.get_running_loop()
         this = asyncio.current_task()
         assert this is not None
@@ -183,105 +205,119 @@ class Demo:
 
     async def _run(self, topics: TemporaryTopics) -> int:
         app, service = make(self._settings())
-        running = asyncio.create_task(app.run(), name="service")
-        publishing = asyncio.create_task(self._publish(topics), name="traffic")
+        run = _Run(
+            app,
+            service,
+            topics,
+            asyncio.create_task(app.run(), name="service"),
+            asyncio.create_task(self._publish(topics), name="traffic"),
+        )
         watching = asyncio.create_task(self._watch(topics), name="watch")
         try:
-            whole = await self._follow(topics, app, service, running, publishing)
-            if not whole:
-                self._console.print(self._how_far(service))
+            self._say_what_is_run()
+            if not await self._follow(run):
+                self._say_how_far(service)
                 return INTERRUPTED
             if not self._options.keep:
                 self._take_signals()
-            report = await self._judge(patient=self._options.keep)
-            code = self._conclude(service, report)
-            if self._options.keep and not running.done():
+            code = self._conclude(service, await self._judge(drained=not self._options.keep))
+            if self._options.keep and not run.running.done():
                 self._console.print(self._addresses(service))
-                await running
+                await run.running
                 self._console.print("drained and ended")
             return code
         finally:
-            for task in (publishing, watching):
-                task.cancel()
             app.exit()
-            await asyncio.gather(running, publishing, watching, return_exceptions=True)
+            for task in (run.publishing, watching):
+                task.cancel()
+            await asyncio.gather(run.running, run.publishing, watching, return_exceptions=True)
 
-    async def _follow(
-        self,
-        topics: TemporaryTopics,
-        app: FastStream,
-        service: Service,
-        running: asyncio.Task[None],
-        publishing: asyncio.Task[None],
-    ) -> bool:
-        """Show the run until all is settled and, unless it is kept, drained; false: somebody ended it before."""
-        settled, moved = 0, time.monotonic()
+    def _settings(self) -> Settings:
+        return DemoSettings(
+            kafka=self._kafka,
+            api=ApiSettings(base_url=self._emulator.base_url, key=SecretStr(KEY)),
+            ops=OpsSettings(host="127.0.0.1", port=self._options.ops_port),
+        )
+
+    # While it runs
+
+    async def _follow(self, run: _Run) -> bool:
+        """Show the run until all is settled and, unless it is to be kept, drained; false: it was ended before.
+
+        Raises:
+            DemoError: nothing comes through any more, or the service broke.
+        """
+        before, moved = (0, 0, 0), time.monotonic()
         whole = False
         with View(self._console, title="convoy demo") as view:
-            while not running.done():
-                await asyncio.wait({running}, timeout=FRAME_SECONDS)
-                view.subtitle = _metrics_address(service)
-                progress = self._look(service, publishing, ending=whole)
+            while not run.running.done() and not (whole and self._options.keep):
+                await asyncio.wait({run.running}, timeout=FRAME_SECONDS)
+                view.subtitle = _metrics_address(run.service)
+                progress = self._look(run)
                 view.show(progress)
-                if progress.settled != settled:
-                    settled, moved = progress.settled, time.monotonic()
-                if publishing.done() and not publishing.cancelled() and (error := publishing.exception()) is not None:
-                    raise error
-                if service.health.draining and not whole:
-                    publishing.cancel()
-                if not whole and publishing.done() and progress.finished:
-                    whole = True
-                    if self._options.keep:
-                        break
-                    app.exit()
-                elif time.monotonic() > moved + STALL_SECONDS:
+                if run.publishing.done() and not run.publishing.cancelled():
+                    run.publishing.result()
+                    if progress.finished and not whole:
+                        whole = True
+                        if not self._options.keep:
+                            run.app.exit()
+                elif run.service.health.draining:
+                    run.publishing.cancel()
+                now = time.monotonic()
+                at = (len(self._emulator.store.conversations), progress.published, progress.settled)
+                if at != before:
+                    before, moved = at, now
+                elif now > moved + STALL_SECONDS and not whole:
                     raise DemoError(f"no event has come through for {STALL_SECONDS:.0f} s")
-            await self._count(topics)
-            view.show(self._look(service, publishing, ending=whole), last=True)
-        if running.done():
-            running.result()
-        if service.error is not None:
-            raise DemoError(f"the service broke: {service.error!r}")
+            await self._count(run.topics)
+            view.show(self._look(run, "done" if whole else "ended"), last=True)
+        if run.running.done():
+            run.running.result()
+        if run.service.error is not None:
+            raise DemoError(f"the service broke: {run.service.error!r}")
         return whole
 
-    def _look(self, service: Service, publishing: asyncio.Task[None], *, ending: bool) -> Progress:
-        state = str(service.health.ready()[1]["status"])
-        if ending:
-            state = "done"
-        elif state == "ready":
-            state = "finishing" if publishing.done() else "publishing"
+    def _look(self, run: _Run, state: str = "") -> Progress:
+        if not state:
+            state = str(run.service.health.ready()[1]["status"])
+        if state == "ready":
+            state = "finishing" if run.publishing.done() else "publishing"
         return Progress(
             state=state,
             seconds=time.monotonic() - self._began,
             planned=len(self._arrivals),
-            published=self._counts.get(self._kafka.events_topic, 0),
+            seen=self._counts.get(self._kafka.events_topic, 0),
             replies=self._counts.get(self._kafka.reply_topic, 0),
             dead_letters=self._counts.get(self._kafka.dead_letter_topic, 0),
-            figures=Figures(service.metrics.registry),
+            figures=Figures(run.service.metrics.registry),
         )
 
-    def _settings(self) -> Settings:
-        options = self._options
-        return DemoSettings(
-            kafka=self._kafka,
-            api=ApiSettings(base_url=self._emulator.base_url, key=SecretStr(KEY)),
-            ops=OpsSettings(host="127.0.0.1", port=options.ops_port),
-        )
+    async def _watch(self, topics: TemporaryTopics) -> None:
+        """Keep an eye on how far the topics reach."""
+        while True:
+            await self._count(topics)
+            await asyncio.sleep(FRAME_SECONDS)
+
+    async def _count(self, topics: TemporaryTopics) -> None:
+        with contextlib.suppress(KafkaError):
+            self._counts = await topics.counts()
 
     # What goes in
 
     async def _publish(self, topics: TemporaryTopics) -> None:
         """Create the conversations through the API, then publish each event when its time has come."""
         ids = self._conversations = await self._create_conversations()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        sent: deque[asyncio.Future[None]] = deque()
+        began = time.monotonic()
         for arrival in self._arrivals:
-            early = began + arrival.at_seconds - loop.time()
+            early = began + arrival.at_seconds - time.monotonic()
             if early > 0:
                 await asyncio.sleep(early)
-            now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-            await topics.publish(*arrival.write(ids[arrival.conversation], now))
-        await topics.flush()
+            key, value = arrival.write(ids[arrival.conversation], timestamp(time.time()))
+            sent.append(await topics.publish(key, value))
+            if len(sent) > MOST_UNACKNOWLEDGED:
+                await sent.popleft()
+        await asyncio.gather(*sent)
 
     async def _create_conversations(self) -> list[str]:
         permits = asyncio.Semaphore(CREATE_CONCURRENCY)
@@ -298,32 +334,21 @@ class Demo:
         ) as http:
             return await asyncio.gather(*map(create, range(self._options.conversations)))
 
-    async def _watch(self, topics: TemporaryTopics) -> None:
-        """Keep an eye on how far the topics reach."""
-        while True:
-            await self._count(topics)
-            await asyncio.sleep(WATCH_SECONDS)
-
-    async def _count(self, topics: TemporaryTopics) -> None:
-        with contextlib.suppress(KafkaError):
-            self._counts = await topics.counts()
-
     # What came of it
 
-    async def _judge(self, *, patient: bool) -> Report:
-        """Let the audit look; ``patient``: the service still runs, its last positions may be about to be committed."""
+    async def _judge(self, *, drained: bool) -> Report:
+        """Let the audit look; while the service still runs, its last positions may be about to be committed."""
         deadline = time.monotonic() + COMMIT_SECONDS
         while True:
             async with httpx.AsyncClient(trust_env=False) as http:
                 dump = (await http.get(f"{self._emulator.origin}/_emulator/dump")).raise_for_status().content
             report = await audit_run(self._kafka, read_dump(dump))
-            if not patient or not report.uncommitted or time.monotonic() > deadline:
+            if drained or not report.uncommitted or time.monotonic() > deadline:
                 return report
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(RECHECK_SECONDS)
 
     def _conclude(self, service: Service, report: Report) -> int:
         requests = sum(self._emulator.stats()["requests"].get("create_items", {}).values())
-        self._console.print()
         tombstones = count(self._arrivals, "tombstone")
         figures = Figures(service.metrics.registry)
         self._console.print(summary(report, figures, requests=requests, tombstones=tombstones))
@@ -351,10 +376,22 @@ class Demo:
             found.append(f"{report.uncommitted} events not committed")
         return found
 
-    def _how_far(self, service: Service) -> str:
+    def _say_what_is_run(self) -> None:
+        options = self._options
+        kind = "given" if options.broker else "embedded"
+        self._console.print(
+            f"Kafka at {self._kafka.bootstrap_servers} ({kind}) -> Convoy -> API at {self._emulator.base_url}\n"
+            f"{options.events:,} events of {options.conversations:,} conversations, {options.rate:,.0f} a second; "
+            f"the API takes {options.latency_seconds * 1000:,.0f} ms",
+            style="dim",
+            soft_wrap=True,
+        )
+
+    def _say_how_far(self, service: Service) -> None:
         figures = Figures(service.metrics.registry)
         delivered = round(figures.total("delivered_items_total"))
-        return f"interrupted, and drained: {delivered:,} of {len(self._arrivals):,} events had been delivered"
+        published = self._counts.get(self._kafka.events_topic, 0)
+        self._console.print(f"interrupted, and drained: {delivered:,} of {published:,} events published are delivered")
 
     def _addresses(self, service: Service) -> RenderableType:
         liveliest = max(self._conversations, key=lambda id_: len(self._emulator.store.conversations[id_]))

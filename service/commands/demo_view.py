@@ -98,10 +98,16 @@ class Progress:
     seconds: float
     planned: int
     """Records to be published in all."""
-    published: int
+    seen: int
+    """Records in the events topic when it was last looked at."""
     replies: int
     dead_letters: int
     figures: Figures
+
+    @property
+    def published(self) -> int:
+        """Records in the events topic; what has been read since the last look is there as well."""
+        return max(self.seen, self.read)
 
     @property
     def read(self) -> int:
@@ -207,9 +213,9 @@ class View:
         _row(
             grid,
             "API latency",
-            (_milliseconds(figures.quantile(took[0], 0.5, operation=took[1])), "median"),
-            (_milliseconds(figures.mean(took[0], operation=took[1])), "mean"),
-            (_milliseconds(figures.quantile(took[0], 0.99, operation=took[1])), "p99"),
+            (_duration(figures.quantile(took[0], 0.5, operation=took[1]), about=True), "median"),
+            (_duration(figures.mean(took[0], operation=took[1])), "mean"),
+            (_duration(figures.quantile(took[0], 0.99, operation=took[1]), about=True), "p99"),
         )
         _row(grid, "replies", (progress.replies, "in Kafka"))
         _row(grid, "dead letters", (progress.dead_letters, "in Kafka"), *((n, reason) for reason, n in dead.items()))
@@ -220,7 +226,7 @@ class View:
         clock = f"{int(progress.seconds) // 60}:{int(progress.seconds) % 60:02}"
         panel = Panel(
             Group(grid, Text(), bar),
-            title=f"[bold]{self._title}[/] · {progress.state} · {clock}",
+            title=f"[bold]{self._title}[/]: {progress.state}, {clock}",
             title_align="left",
             subtitle=f"[dim]{self.subtitle}[/]",
             subtitle_align="right",
@@ -255,8 +261,11 @@ def _percent(progress: Progress) -> str:
     return f"{min(100, 100 * progress.settled // max(1, progress.planned))} %"
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms"
+def _duration(seconds: float, *, about: bool = False) -> str:
+    if not seconds:
+        return "-"
+    text = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return f"~{text}" if about else text
 
 
 def summary(report: Report, figures: Figures, *, requests: int, tombstones: int) -> RenderableType:
@@ -267,7 +276,7 @@ def summary(report: Report, figures: Figures, *, requests: int, tombstones: int)
         ("events", report.events, f"and {tombstones} tombstone" if tombstones else ""),
         ("batches", sum(reasons.values()), _listed(reasons, "by ")),
         ("mean batch", f"{figures.mean('batch_items'):.1f}", "items"),
-        ("requests", requests, f"{_milliseconds(figures.mean('attempt_duration_seconds'))} on average"),
+        ("requests", requests, f"{_duration(figures.mean('attempt_duration_seconds'))} on average"),
         ("replies", report.replies, ""),
         ("dead letters", report.dead_letters.total(), _listed(dead)),
         ("lost", report.lost.count, ""),

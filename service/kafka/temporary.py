@@ -43,6 +43,7 @@ class TemporaryTopics:
         arguments: dict[str, Any] = connection_arguments(settings)
         self._reader = AIOKafkaConsumer(**arguments, client_id="convoy-demo", enable_auto_commit=False)
         self._places: list[TopicPartition] = []
+        self._created = False
 
     async def __aenter__(self) -> Self:
         """Make the topics and wait until the broker knows them.
@@ -54,12 +55,13 @@ class TemporaryTopics:
             await self._producer.start()
             await self._reader.start()
             if self._create:
+                self._created = True
                 await create_topics(self._settings, partitions=self._partitions, replication_factor=None)
             for name in self._names:
                 numbers = await self._producer.partitions_for(name)
                 self._places += [TopicPartition(name, number) for number in sorted(numbers)]
         except BaseException:
-            await self._close()
+            await self.__aexit__(None, None, None)
             raise
         return self
 
@@ -71,8 +73,9 @@ class TemporaryTopics:
         Raises:
             KafkaError: no broker answers, or one refuses; the topics stay.
         """
-        await self._close()
-        if self._create:
+        await self._producer.stop()
+        await self._reader.stop()
+        if self._created:
             admin = AIOKafkaAdminClient(**connection_arguments(self._settings), client_id="convoy-demo")
             await admin.start()
             try:
@@ -80,18 +83,10 @@ class TemporaryTopics:
             finally:
                 await admin.close()
 
-    async def _close(self) -> None:
-        await self._producer.stop()
-        await self._reader.stop()
-
     async def publish(self, key: bytes, value: bytes | None) -> asyncio.Future[Any]:
         """Publish an event; what is returned is done once all in-sync replicas have it."""
         sent: asyncio.Future[Any] = await self._producer.send(self._settings.events_topic, value=value, key=key)
         return sent
-
-    async def flush(self) -> None:
-        """Wait until everything published has its answer."""
-        await self._producer.flush()
 
     async def counts(self) -> dict[str, int]:
         """How many records each topic has."""
