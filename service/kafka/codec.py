@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from service.core.model import Event, Refusal
+from service.kafka.cloudevents import CloudEventError, unwrap
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
@@ -71,10 +72,10 @@ class InvalidEventError(Exception):
 
 
 def decode(record: ConsumerRecord[bytes, bytes]) -> Event | Refusal:
-    """Decode one record whose value is not null; a native or a shorthand event."""
+    """Decode one record whose value is not null: native, shorthand, or a CloudEvent around either or a bare item."""
     try:
         return _decode(record)
-    except (InvalidEventError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (InvalidEventError, CloudEventError, msgspec.DecodeError, UnicodeError, RecursionError) as error:
         message = str(error) or type(error).__name__
         return Refusal(record.partition, record.offset, message, record)
 
@@ -84,29 +85,23 @@ def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
     assert value is not None
     # msgspec skips over what it does not decode without looking at its encoding; the API would not.
     str(value, "utf-8")
-    envelope = _decode_envelope(value)
-    item = bytes(envelope.item)
-    if item:
-        checked = _decode_item(item)
-        if checked.type is msgspec.UNSET:
-            item = b'{"type":"message",' + item[1:].lstrip()
-    else:
-        if not bytes(envelope.role) or not bytes(envelope.content):
-            raise InvalidEventError("neither an item nor role and content")
-        item = b'{"type":%b,"role":%b,"content":%b}' % (
-            bytes(envelope.type) or b'"message"',
-            envelope.role,
-            envelope.content,
-        )
-        _decode_item(item)
+    wrapped = unwrap(record.headers, value) if record.headers else None
+    data = value if wrapped is None else wrapped.data
+    envelope = _decode_envelope(data)
+    item = _item_of(envelope, data, bare=wrapped is not None)
     conversation_id = envelope.conversation_id
+    if conversation_id is None and wrapped is not None:
+        conversation_id = wrapped.subject
     if conversation_id is None:
         key = record.key
         if not key:
             raise InvalidEventError("conversation_id: missing, and the record has no key")
         conversation_id = str(key, "utf-8")
     _check_conversation_id(conversation_id)
-    event_id = envelope.event_id
+    event_id = wrapped.event_id if wrapped is not None else envelope.event_id
+    occurred_at = envelope.occurred_at
+    if occurred_at is None and wrapped is not None:
+        occurred_at = wrapped.time
     return Event(
         record.partition,
         record.offset,
@@ -115,8 +110,24 @@ def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
         item,
         len(value) + len(item) + EVENT_OVERHEAD_BYTES,
         record,
-        envelope.occurred_at,
+        occurred_at,
     )
+
+
+def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes:
+    """The item to send, checked: as it came but for a ``type`` that was left out, which the API insists on."""
+    item = bytes(envelope.item)
+    if not item and bare and envelope.conversation_id is None:
+        item = data.strip()
+    if item:
+        checked = _decode_item(item)
+        return item if checked.type is not msgspec.UNSET else b'{"type":"message",' + item[1:].lstrip()
+    if not bytes(envelope.role) or not bytes(envelope.content):
+        raise InvalidEventError("neither an item nor role and content")
+    parts = (bytes(envelope.type) or b'"message"', envelope.role, envelope.content)
+    item = b'{"type":%b,"role":%b,"content":%b}' % parts
+    _decode_item(item)
+    return item
 
 
 def _check_conversation_id(conversation_id: str) -> None:
