@@ -176,6 +176,7 @@ class Service:
         while True:
             try:
                 await self.outlet.start(topics)
+                await self.outlet.learn(self.settings.allowed_reply_topics)
                 if self.ledger is not None:
                     await self.ledger.start()
             except TopicMissingError as missing:

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from service.conversations.client import WITHDRAWN
 from service.core.delivery import Action, DeadLettered, Delivered, Result
+from service.core.grouper import AT_ONCE
 from service.core.limiter import Signal
 from service.core.model import Answered, Dead, Reason, Unanswered
 from service.core.verdict import Kind, judge
 from service.kafka import codec
+from service.kafka.dead_letters import dead_letter_headers
 from service.kafka.outlet import OutgoingRecord
+from service.kafka.routing import Router
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from service.core.model import Answer, Batch, Event, Refusal
     from service.core.verdict import Verdict
     from service.kafka.outlet import Outlet
+    from service.kafka.routing import Destination
     from service.ops.health import Health
     from service.ops.metrics import Metrics
     from service.settings import Settings
@@ -83,6 +87,8 @@ class Pump:
     ) -> None:
         self._kafka = settings.kafka
         self._failed_replies = settings.reply.failures
+        self._header_style = settings.dead_letter.header_style
+        self._router = Router(self._kafka.reply_topic, settings.allowed_reply_topics, outlet, metrics)
         self._drain_seconds = settings.shutdown.drain_seconds
         self._overrides: Mapping[str, Kind] = {code: Kind(kind) for code, kind in settings.delivery.verdicts.items()}
         self._grouper = grouper
@@ -288,29 +294,51 @@ class Pump:
         if outcome.read_back:
             self._metrics.counter("duplicates_prevented_total").inc(len(events))
         self._lateness.observe(max(0.0, wall_clock - events[0].source.timestamp / 1000))
-        topic = self._kafka.reply_topic
         key = events[0].conversation_id.encode()
         records = [
             OutgoingRecord(key, value, headers, codec.without_item)
             for value, headers in codec.replies(outcome, self._kafka.events_topic, wall_clock)
         ]
-        records[-1].stored = self._settler(partition, events)
-        self._outlet.store(topic, self._outlet.partition_for(topic, key), records)
+        runs = self._runs(events)
+        stored = self._settler(partition, events, writes=len(runs))
+        for destination, start, end in runs:
+            records[end - 1].stored = stored
+            self._send(destination, key, records[start:end])
+
+    def _runs(self, events: Sequence[Event]) -> list[tuple[Destination, int, int]]:
+        """Events that follow each other and whose replies go to the same place: where, first and behind the last."""
+        if not any(event.source.headers for event in events):
+            return [(self._router.default, 0, len(events))]
+        runs: list[tuple[Destination, int, int]] = []
+        for index, event in enumerate(events):
+            destination = self._router.destination(event.source.headers)
+            if runs and runs[-1][0] == destination:
+                runs[-1] = (destination, runs[-1][1], index + 1)
+            else:
+                runs.append((destination, index, index + 1))
+        return runs
+
+    def _send(self, destination: Destination, key: bytes, records: list[OutgoingRecord]) -> None:
+        partition = destination.partition
+        if partition is None:
+            partition = self._outlet.partition_for(destination.topic, key)
+        self._outlet.store(destination.topic, partition, records)
 
     def _give_up(self, partition: Partition, outcome: DeadLettered) -> None:
         for event in outcome.events:
             stored = self._settler(partition, [event], writes=2 if self._failed_replies else 1)
             self._dead_letter(event.source, outcome.dead, stored)
             if self._failed_replies:
-                topic = self._kafka.reply_topic
                 key = event.conversation_id.encode()
                 value = codec.failed_reply(event, outcome.dead, self._kafka.events_topic, time.time())
                 record = OutgoingRecord(key, value, codec.reply_headers(event), stored=stored)
-                self._outlet.store(topic, self._outlet.partition_for(topic, key), [record])
+                self._send(self._router.destination(event.source.headers), key, [record])
 
     def _dead_letter(self, source: Any, dead: Dead, stored: Callable[[], None]) -> None:
         self._metrics.counter("dead_letters_total", dead.reason).inc()
-        headers = codec.dead_letter_headers(source, dead, group=self._kafka.group_id, wall_clock=time.time())
+        headers = dead_letter_headers(
+            source, dead, group=self._kafka.group_id, wall_clock=time.time(), style=self._header_style
+        )
         record = OutgoingRecord(source.key, source.value, headers, stored=stored)
         topic = self._kafka.dead_letter_topic
         self._outlet.store(topic, self._outlet.partition_for(topic, source.key), [record])
@@ -362,7 +390,7 @@ class Pump:
         code = str(verdict.status) if verdict.status is not None else verdict.code
         metrics.counter("attempts_total", action, code, verdict.kind).inc()
         metrics.histogram("attempt_duration_seconds", action).observe(seconds)
-        if result.again_at is not None and verdict.kind is not Kind.DELIVERED:
+        if result.again_at not in {None, AT_ONCE} and verdict.kind is not Kind.DELIVERED:
             metrics.counter("retries_total", verdict.kind).inc()
         if action is Action.READ_BACK:
             if verdict.kind is not Kind.DELIVERED:

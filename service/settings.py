@@ -228,6 +228,15 @@ class ReplySettings(Group):
     """Replies."""
 
     failures: bool = Field(False, description="Whether a dead-lettered event gets a reply too, with status failed.")
+    allowed_topics: str = Field("", description="Topics a requester may name for its reply, comma-separated.")
+
+
+class DeadLetterSettings(Group):
+    """Dead letters."""
+
+    header_style: Literal["convoy", "connect", "spring"] = Field(
+        "convoy", description="Headers beside dlq.*: none, Kafka Connect's, or Spring Kafka's."
+    )
 
 
 class OpsSettings(Group):
@@ -276,6 +285,7 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     limits: LimitsSettings = Field(default_factory=LimitsSettings)
     reply: ReplySettings = Field(default_factory=ReplySettings)
+    dead_letter: DeadLetterSettings = Field(default_factory=DeadLetterSettings)
     ops: OpsSettings = Field(default_factory=OpsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
@@ -308,6 +318,11 @@ class Settings(BaseSettings):
         if self.limits.max_uncommitted_events < self.limits.max_buffered_events:
             raise ValueError("LIMITS__MAX_UNCOMMITTED_EVENTS must be at least LIMITS__MAX_BUFFERED_EVENTS")
         return self
+
+    @property
+    def allowed_reply_topics(self) -> frozenset[str]:
+        """`REPLY__ALLOWED_TOPICS`, taken apart."""
+        return frozenset(topic.strip() for topic in self.reply.allowed_topics.split(",") if topic.strip())
 
     @property
     def settle_seconds(self) -> float:

@@ -1,20 +1,19 @@
 """Bytes and headers of Kafka records to events, and outcomes back to bytes and headers.
 
-Decides what is a valid event and how replies and dead letters are written; it awaits nothing and keeps
+Decides what is a valid event and how replies are written; it awaits nothing and keeps
 nothing. No input raises past `decode`: what is not an event is a `Refusal` that says why. Headers are
 passed on as the bytes they came as; they are never decoded, because they may be anything or null.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from service.core.model import Event, Refusal
 from service.kafka.cloudevents import CloudEventError, unwrap
+from service.ops.times import timestamp
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
@@ -31,8 +30,6 @@ MAX_ID_BYTES = 256
 MAX_MESSAGE_CHARACTERS = 500
 CORRELATION_HEADERS = ("correlation_id", "kafka_correlationId")
 """FastStream's and Spring's."""
-DEAD_LETTER_PREFIX = "dlq."
-REDRIVES_HEADER = "dlq.redrives"
 CONTENT_TYPE_JSON: tuple[str, bytes | None] = ("content-type", b"application/json")
 
 _ABSENT = msgspec.Raw(b"")
@@ -208,41 +205,3 @@ def reply_headers(event: Event) -> Headers:
         kept.append(("correlation_id", event.event_id.encode()))
     kept.extend((name, value) for name, value in given if name == "traceparent")
     return [*kept, CONTENT_TYPE_JSON]
-
-
-def dead_letter_headers(record: ConsumerRecord[bytes, bytes], dead: Dead, *, group: str, wall_clock: float) -> Headers:
-    """The original headers untouched, plus ``dlq.*`` ones that say what happened."""
-    told: list[tuple[str, str]] = [
-        ("dlq.reason", dead.reason.value),
-        ("dlq.error.code", dead.code),
-        ("dlq.error.message", dead.message[:MAX_MESSAGE_CHARACTERS]),
-        ("dlq.attempts", str(dead.attempts)),
-        ("dlq.fate", dead.fate),
-        ("dlq.original.topic", record.topic),
-        ("dlq.original.partition", str(record.partition)),
-        ("dlq.original.offset", str(record.offset)),
-        ("dlq.original.timestamp", str(record.timestamp)),
-        ("dlq.consumer.group", group),
-        ("dlq.failed_at", timestamp(wall_clock)),
-    ]
-    if dead.status is not None:
-        told.append(("dlq.http.status", str(dead.status)))
-    original = [(name, value) for name, value in record.headers if not name.startswith(DEAD_LETTER_PREFIX)]
-    redrives = [value for name, value in record.headers if name == REDRIVES_HEADER]
-    return [
-        *original,
-        *((name, value.encode("utf-8", "replace")) for name, value in told),
-        (REDRIVES_HEADER, redrives[-1] if redrives and redrives[-1] is not None else b"0"),
-    ]
-
-
-def omitted_value_headers(headers: Headers, size: int) -> Headers:
-    """The headers of a dead letter whose value no broker takes: what is left out, and where the original lies."""
-    note = {"bytes": size, "see": "dlq.original.topic, .partition, .offset"}
-    return [*headers, ("dlq.value.omitted", json.dumps(note).encode())]
-
-
-def timestamp(wall_clock: float) -> str:
-    """RFC 3339, UTC, milliseconds."""
-    moment = dt.datetime.fromtimestamp(wall_clock, dt.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -18,12 +18,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
 
-from service.kafka.codec import Headers, omitted_value_headers
 from service.kafka.connection import connection_arguments
+from service.kafka.dead_letters import omitted_value_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from service.kafka.codec import Headers
     from service.ops.metrics import Metrics
     from service.settings import KafkaSettings
 
@@ -100,6 +101,22 @@ class Outlet:
                 raise TopicMissingError(topic)
             self._partitions[topic] = sorted(partitions)
             await producer.partitions_for(topic)
+
+    async def learn(self, topics: Iterable[str]) -> None:
+        """Learn the partitions of topics that may be written to and need not exist."""
+        assert self._producer is not None
+        metadata = await self._producer.client.fetch_all_metadata()
+        for topic in topics:
+            partitions = metadata.partitions_for_topic(topic)
+            if partitions:
+                self._partitions[topic] = sorted(partitions)
+                await self._producer.partitions_for(topic)
+            else:
+                log.warning("an allowed reply topic does not exist", extra={"topic": topic})
+
+    def partitions_of(self, topic: str) -> Sequence[int]:
+        """The partitions of a topic; none when it is not known."""
+        return self._partitions.get(topic, ())
 
     def partition_for(self, topic: str, key: bytes | None) -> int:
         """The partition that Java's default partitioner gives ``key``; keyless records share the first."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from service.ops.times import timestamp
 
 if TYPE_CHECKING:
     from service.settings import LogSettings
@@ -29,7 +30,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
         line: dict[str, Any] = {
-            "time": _time(record),
+            "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -46,7 +47,7 @@ class ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
         fields = "".join(f"  {name}={value}" for name, value in _fields(record).items())
-        line = f"{_time(record)[11:23]} {record.levelname.lower():7} {record.getMessage()}{fields}"
+        line = f"{timestamp(record.created)[11:23]} {record.levelname.lower():7} {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -59,11 +60,6 @@ def set_up(settings: LogSettings) -> None:
     root.setLevel(settings.level.upper())
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(max(level, root.level))
-
-
-def _time(record: logging.LogRecord) -> str:
-    moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -54,6 +54,8 @@ TABLE = (
     Row("readbacks_total", Counter, ("result",), "Attempts of unknown fate, by what a look at the conversation showed.",
         "Many: the API cuts or fails requests."),
     Row("duplicates_prevented_total", Counter, (), "Items found stored that a plain retry would have sent again.", "Good news; the cause is not."),
+    Row("replies_redirected_total", Counter, ("result",), "Replies whose event named a topic, by what came of it.",
+        "not_allowed, unknown_topic: they went to the default topic; see CONVOY_REPLY__ALLOWED_TOPICS."),
     Row("output_failures_total", Counter, ("topic",), "Writes of outcomes that Kafka refused or did not confirm.",
         "Positions stand still until it works: look at the broker."),
     Row("event_to_delivery_seconds", Histogram, (), "From a record's timestamp to its delivery.", "Rising: see lag, permits, circuit.", LONG_SECONDS),
