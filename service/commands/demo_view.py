@@ -36,6 +36,8 @@ PACE_SECONDS = 2.0
 PLAIN_SECONDS = 1.0
 """Between lines of progress where there is no terminal."""
 
+WRITING = {"operation": "create_items"}
+"""The requests whose time is shown."""
 READ_AS = ("accepted", "invalid", "tombstone")
 """What a record can turn out to be; ``key_mismatch`` comes on top of the first."""
 
@@ -159,6 +161,8 @@ class View:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+        else:
+            self._console.print()
 
     def show(self, progress: Progress, *, last: bool = False) -> None:
         """Show one look at the run."""
@@ -182,7 +186,7 @@ class View:
         figures = progress.figures
         reasons = figures.by("batches_total", "flush_reason")
         dead = figures.by("dead_letters_total", "reason")
-        took = "attempt_duration_seconds", "create_items"
+        took = "attempt_duration_seconds"
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=12, style="bold")
         for width in UNIT_WIDTHS:
@@ -213,9 +217,9 @@ class View:
         _row(
             grid,
             "API latency",
-            (_duration(figures.quantile(took[0], 0.5, operation=took[1]), about=True), "median"),
-            (_duration(figures.mean(took[0], operation=took[1])), "mean"),
-            (_duration(figures.quantile(took[0], 0.99, operation=took[1]), about=True), "p99"),
+            (_duration(figures.quantile(took, 0.5, **WRITING), about=True), "median"),
+            (_duration(figures.mean(took, **WRITING)), "mean"),
+            (_duration(figures.quantile(took, 0.99, **WRITING), about=True), "p99"),
         )
         _row(grid, "replies", (progress.replies, "in Kafka"))
         _row(grid, "dead letters", (progress.dead_letters, "in Kafka"), *((n, reason) for reason, n in dead.items()))
@@ -276,7 +280,7 @@ def summary(report: Report, figures: Figures, *, requests: int, tombstones: int)
         ("events", report.events, f"and {tombstones} tombstone" if tombstones else ""),
         ("batches", sum(reasons.values()), _listed(reasons, "by ")),
         ("mean batch", f"{figures.mean('batch_items'):.1f}", "items"),
-        ("requests", requests, f"{_duration(figures.mean('attempt_duration_seconds'))} on average"),
+        ("requests", requests, f"{_duration(figures.mean('attempt_duration_seconds', **WRITING))} on average"),
         ("replies", report.replies, ""),
         ("dead letters", report.dead_letters.total(), _listed(dead)),
         ("lost", report.lost.count, ""),
