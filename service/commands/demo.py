@@ -32,10 +32,10 @@ from service.commands.demo_view import Figures, Progress, View, addresses, summa
 from service.emulator.faults import FaultScript, LognormalLatency, Rule
 from service.emulator.server import EmulatorServer
 from service.evidence import audit_run, read_dump
-from service.kafka.codec import timestamp
 from service.kafka.connection import KafkaError
 from service.kafka.temporary import TemporaryTopics
 from service.ops import logs
+from service.ops.times import timestamp
 from service.settings import ApiSettings, KafkaSettings, LogSettings, OpsSettings, Settings
 
 if TYPE_CHECKING:
