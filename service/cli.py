@@ -24,6 +24,16 @@ cli = typer.Typer(
 )
 
 
+dlq = typer.Typer(help="Dead letters: see them, understand them, send them again.", no_args_is_help=True)
+cli.add_typer(dlq, name="dlq")
+
+Reason = Annotated[str | None, typer.Option(help="Only this reason, such as rejected.")]
+Conversation = Annotated[str | None, typer.Option(help="Only this conversation.")]
+Since = Annotated[str | None, typer.Option(help="Failed at or after (RFC 3339, UTC).")]
+Until = Annotated[str | None, typer.Option(help="Failed before (RFC 3339, UTC).")]
+Text = Annotated[str | None, typer.Option(help="In the error's code or message.")]
+
+
 def main() -> None:
     """Run the command line."""
     cli()
@@ -159,3 +169,52 @@ def emulator(
             )
         )
     )
+
+
+@dlq.command("list")
+def dlq_list(
+    reason: Reason = None,
+    conversation: Conversation = None,
+    since: Since = None,
+    until: Until = None,
+    text: Text = None,
+    redriven: Annotated[bool, typer.Option("--redriven", help="Those already sent again too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+) -> None:
+    """List dead letters."""
+    from service.commands.dlq import Selection, show_list  # noqa: PLC0415
+
+    selection = Selection((), reason, conversation, since, until, text, redriven)
+    raise typer.Exit(show_list(_settings().kafka, selection, as_json=json))
+
+
+@dlq.command("show")
+def dlq_show(place: Annotated[str, typer.Argument(help="PARTITION-OFFSET, as the list shows it.")]) -> None:
+    """Show one dead letter whole."""
+    from service.commands.dlq import show_one  # noqa: PLC0415
+
+    raise typer.Exit(show_one(_settings().kafka, place))
+
+
+@dlq.command("redrive")
+def dlq_redrive(
+    places: Annotated[
+        list[str] | None, typer.Argument(help="PARTITION-OFFSET, as the list shows; default: all chosen.")
+    ] = None,
+    reason: Reason = None,
+    conversation: Conversation = None,
+    since: Since = None,
+    until: Until = None,
+    text: Text = None,
+    execute: Annotated[bool, typer.Option("--execute", help="Send them; without it, only say which.")] = False,
+    topic: Annotated[str | None, typer.Option(help="Another topic than where they came from.")] = None,
+    parking_topic: Annotated[str | None, typer.Option(help="For those redriven too often.")] = None,
+    max_redrives: Annotated[int, typer.Option(min=1, help="How often an event is sent again at most.")] = 3,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second at most.")] = None,
+) -> None:
+    """Send dead letters again; safe to interrupt and to run twice."""
+    from service.commands.dlq import Redrive, Selection, send_again  # noqa: PLC0415
+
+    selection = Selection(tuple(places or ()), reason, conversation, since, until, text)
+    how = Redrive(execute, topic, parking_topic, max_redrives, rate)
+    raise typer.Exit(send_again(_settings().kafka, selection, how))

@@ -96,6 +96,9 @@ async def seen_dead_letters(settings: KafkaSettings) -> list[SeenDeadLetter]:
     async for records in read_topic(settings, settings.dead_letter_topic):
         for record in records:
             headers = {name: value.decode() for name, value in record.headers if name.startswith("dlq.")}
+            if "dlq.reason" not in headers:
+                # A redrive's mark.
+                continue
             place = Place(int(headers["dlq.original.partition"]), int(headers["dlq.original.offset"]))
             letters.append(SeenDeadLetter(place, headers["dlq.reason"]))
     return letters

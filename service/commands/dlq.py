@@ -1,0 +1,197 @@
+"""`convoy dlq list | show | redrive`: see what failed, understand it, send it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from service.kafka.connection import KafkaError
+from service.kafka.redrive import CHUNK, DeadLetter, read_dead_letters, redrive
+
+if TYPE_CHECKING:
+    from service.settings import KafkaSettings
+
+
+WIDTH = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters are meant; every condition given must hold."""
+
+    places: tuple[str, ...] = ()
+    reason: str | None = None
+    conversation: str | None = None
+    since: str | None = None
+    until: str | None = None
+    text: str | None = None
+    redriven: bool = False
+    """Whether those already sent again are meant too."""
+
+    def takes(self, letter: DeadLetter, mark: str | None) -> bool:
+        """Whether ``letter`` is meant; times compare as they are written, RFC 3339 in UTC."""
+        return (
+            (self.redriven or mark is None)
+            and (not self.places or letter.place in self.places)
+            and (self.reason is None or letter.reason == self.reason)
+            and (self.conversation is None or letter.conversation_id == self.conversation)
+            and (self.since is None or letter.failed_at >= self.since)
+            and (self.until is None or letter.failed_at < self.until)
+            and (self.text is None or self.text.lower() in f"{letter.code} {letter.message}".lower())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """How dead letters are sent again."""
+
+    execute: bool
+    topic: str | None
+    parking_topic: str | None
+    cap: int
+    rate: float | None
+
+
+def show_list(settings: KafkaSettings, selection: Selection, *, as_json: bool) -> int:
+    """Print a line for each dead letter; returns the exit code."""
+    return _with_broker(settings, _show_list(settings, selection, as_json=as_json))
+
+
+def show_one(settings: KafkaSettings, place: str) -> int:
+    """Print one dead letter whole; returns the exit code."""
+    return _with_broker(settings, _show_one(settings, place))
+
+
+def send_again(settings: KafkaSettings, selection: Selection, how: Redrive) -> int:
+    """Send dead letters again, or say which would be; returns the exit code."""
+    return _with_broker(settings, _send_again(settings, selection, how))
+
+
+def _with_broker(settings: KafkaSettings, work: Any) -> int:
+    try:
+        code: int = asyncio.run(work)
+    except (KafkaError, OSError) as error:
+        sys.stderr.write(f"convoy dlq: {settings.bootstrap_servers}: {error}\n")
+        return 1
+    return code
+
+
+async def _select(settings: KafkaSettings, selection: Selection) -> list[tuple[DeadLetter, str | None]]:
+    letters, marks = await read_dead_letters(settings)
+    chosen = ((letter, marks.get(letter.origin)) for letter in letters)
+    return [(letter, mark) for letter, mark in chosen if selection.takes(letter, mark)]
+
+
+async def _show_list(settings: KafkaSettings, selection: Selection, *, as_json: bool) -> int:
+    chosen = await _select(settings, selection)
+    if as_json:
+        for letter, mark in chosen:
+            sys.stdout.write(json.dumps(_told(letter, mark)) + "\n")
+        return 0
+    table = Table(box=None)
+    for column in ("place", "when", "reason", "code", "conversation", "event", "origin", "redrives"):
+        table.add_column(column, no_wrap=column in {"place", "when", "reason"}, overflow="fold")
+    for letter, mark in chosen:
+        origin = "{}-{}-{}".format(*letter.origin)
+        table.add_row(
+            letter.place,
+            letter.failed_at,
+            letter.reason,
+            letter.code,
+            letter.conversation_id,
+            letter.event_id,
+            origin,
+            f"{letter.redrives}{f' {mark}' if mark else ''}",
+        )
+    # Into a file or a pipe lines are whole.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    console.print(f"{len(chosen)} dead letters", highlight=False)
+    return 0
+
+
+async def _show_one(settings: KafkaSettings, place: str) -> int:
+    chosen = await _select(settings, Selection(places=(place,), redriven=True))
+    if not chosen:
+        sys.stderr.write(
+            f"convoy dlq: there is no dead letter at {place} (PARTITION-OFFSET, as `convoy dlq list` shows)\n"
+        )
+        return 1
+    letter, mark = chosen[0]
+    for name, value in _told(letter, mark).items():
+        sys.stdout.write(f"{name:16} {value}\n")
+    sys.stdout.write("headers\n")
+    for name, content in letter.headers:
+        sys.stdout.write(f"  {name:28} {_readable(content)}\n")
+    sys.stdout.write(f"key              {_readable(letter.key)}\nvalue\n{_pretty(letter.value)}\n")
+    return 0
+
+
+async def _send_again(settings: KafkaSettings, selection: Selection, how: Redrive) -> int:
+    letters = [letter for letter, _ in await _select(settings, selection)]
+    if not how.execute:
+        for letter in letters:
+            target = how.topic or f"{letter.origin[0]}-{letter.origin[1]}"
+            worn_out = letter.redrives >= how.cap
+            target = (how.parking_topic or "nowhere: redriven too often") if worn_out else target
+            sys.stdout.write(
+                f"{letter.place}  {letter.reason}  {letter.conversation_id}  {letter.event_id}  → {target}\n"
+            )
+        sys.stdout.write(f"{len(letters)} would be sent; nothing was (add --execute)\n")
+        return 0
+    # Within a second's worth, so that a rate is one.
+    chunk_size = CHUNK if how.rate is None else max(1, min(CHUNK, int(how.rate)))
+    sent = left = 0
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("redrive", total=len(letters))
+        async for _, target in redrive(
+            settings, letters, topic=how.topic, parking_topic=how.parking_topic, cap=how.cap, chunk_size=chunk_size
+        ):
+            progress.advance(task)
+            left += target.startswith("left")
+            sent += not target.startswith("left")
+            if how.rate is not None:
+                await asyncio.sleep(1 / how.rate)
+    sys.stdout.write(f"{sent} sent, {left} left\n")
+    return 0
+
+
+def _told(letter: DeadLetter, mark: str | None) -> dict[str, Any]:
+    return {
+        "place": letter.place,
+        "failed_at": letter.failed_at,
+        "reason": letter.reason,
+        "code": letter.code,
+        "message": letter.message,
+        "conversation_id": letter.conversation_id,
+        "event_id": letter.event_id,
+        "origin": "{}-{}-{}".format(*letter.origin),
+        "redrives": letter.redrives,
+        "mark": mark,
+    }
+
+
+def _readable(content: bytes | None) -> str:
+    if content is None:
+        return "null"
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return f"0x{content.hex()}"
+    return text if text.isprintable() else f"0x{content.hex()}"
+
+
+def _pretty(value: bytes | None) -> str:
+    if value is None:
+        return "null"
+    try:
+        return json.dumps(json.loads(value), indent=2, ensure_ascii=False)
+    except ValueError:
+        return _readable(value)
