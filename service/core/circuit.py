@@ -1,9 +1,10 @@
 """Whether anything may be sent at all: the health of the one host everybody's messages go to.
 
 Decides when trouble is the host's and not a conversation's: failures on three or more conversations
-with no success between, or one answer that only an operator can mend (a rejected key, an unpaid account,
-a wrong address). While open, one probe at a time asks whether it has healed. A deployment with a single
-conversation never gets three, so it keeps trying by its own back-off.
+with no success between (a read that failed is made up for by one that did not), or one answer that only an
+operator can mend (a rejected key, an unpaid account, a wrong address). While open, one probe at a time asks
+whether it has healed. A deployment with a single conversation never gets three, so it keeps trying by its own
+back-off.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Circuit:
 
     __slots__ = (
         "_accepted_start", "_before_last_success", "_failing", "_forbidden", "_good_reads", "_interval",
-        "_last_success", "_last_success_of", "_open_seconds", "_opened_at", "_probe_at", "_probing",
-        "_read_worked", "_reads_trusted", "detail", "reason",
+        "_last_success", "_last_success_of", "_open_seconds", "_opened_at", "_opened_by_reads", "_probe_at",
+        "_probing", "_read_worked", "_reads_trusted", "_unread", "detail", "reason",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -50,6 +51,11 @@ class Circuit:
         self.detail = ""
         """The code and message of the answer that opened it, for people."""
         self._failing: set[str] = set()
+        """Conversations whose attempts failed, with no success since."""
+        self._unread: set[str] = set()
+        """Those that only could not be read, with no good read since."""
+        self._opened_by_reads = False
+        """Open, but not without those: as where many cold conversations are asked for their cursors at once."""
         self._forbidden: dict[str, tuple[float, float]] = {}
         self._accepted_start = -math.inf
         self._last_success = -math.inf
@@ -94,6 +100,9 @@ class Circuit:
         """Note that a read succeeded while open: worth trying a write at once, but no proof of health."""
         self._probe_at = now
         self._read_worked = True
+        self._unread.clear()
+        if self._opened_by_reads and len(self._failing) < FAILING_CONVERSATIONS:
+            self._close(now)
         self._good_reads += 1
         if self._reads_trusted and self.reason is not None and self._good_reads >= READS_THAT_CLOSE:
             self._reads_trusted = False
@@ -110,22 +119,25 @@ class Circuit:
             self._before_last_success = self._last_success
             self._last_success_of = conversation_id
         self._last_success = now
-        if self._failing:
+        if self._failing or self._unread:
             self._failing.clear()
+            self._unread.clear()
         self._reads_trusted = True
         if self.reason is not None:
             self._close(now)
 
-    def trouble(self, conversation_id: str, now: float, detail: str) -> None:
-        """Note a failure that may be the host's."""
+    def trouble(self, conversation_id: str, now: float, detail: str, *, reading: bool = False) -> None:
+        """Note a failure that may be the host's; ``reading``: of a read."""
         self._good_reads = 0
-        self._failing.add(conversation_id)
-        if len(self._failing) >= FAILING_CONVERSATIONS:
+        (self._unread if reading else self._failing).add(conversation_id)
+        if len(self._failing | self._unread) >= FAILING_CONVERSATIONS:
             self.trip(now, CircuitReason.API_UNAVAILABLE, detail)
+            self._opened_by_reads = len(self._failing) < FAILING_CONVERSATIONS
 
     def trip(self, now: float, reason: CircuitReason, detail: str) -> None:
         """Open the circuit, or keep it open for a reason better known."""
         self._good_reads = 0
+        self._opened_by_reads = False
         if self.reason is None:
             self._opened_at = now
             self._interval = PROBE_INITIAL_SECONDS
@@ -136,7 +148,8 @@ class Circuit:
 
     def others_failing(self, conversation_id: str) -> bool:
         """Whether another conversation is in trouble too, with no success since."""
-        return len(self._failing) > (conversation_id in self._failing)
+        failing = self._failing | self._unread
+        return len(failing) > (conversation_id in failing)
 
     def forbidden(self, conversation_id: str, now: float, detail: str) -> bool:
         """Judge a 403: whether it is this conversation's alone.
@@ -177,3 +190,4 @@ class Circuit:
         self.reason = None
         self.detail = ""
         self._probing = False
+        self._opened_by_reads = False

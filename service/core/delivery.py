@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from service.core.circuit import CircuitReason
+from service.core.grouper import AT_ONCE
 from service.core.model import Batch, Dead, Reason, Unsettled
 from service.core.readback import found, item_id, likeness
 from service.core.verdict import Kind, Verdict
@@ -111,7 +112,8 @@ Outcome = Delivered | DeadLettered
 class Result:
     """What a step led to: outcomes decided now, and what is left of the batch.
 
-    ``again_at``: the same batch again, then. ``parts``: these instead of it. Neither: nothing is left.
+    ``again_at``: the same batch again, then (`AT_ONCE`: before the other lanes). ``parts``: these instead of it.
+    Neither: nothing is left.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
@@ -183,14 +185,15 @@ class Delivery:
         if verdict.kind is Kind.FORBIDDEN:
             return self._forbidden(batch, verdict, now)
         if verdict.kind is not Kind.DELIVERED and verdict.kind is not Kind.CONVERSATION_NOT_FOUND:
-            return self._put_back(batch, verdict, now)
+            return self._put_back(batch, verdict, now, reading=True)
         # Of a conversation that is not there the attempt to write will say so, in the API's own words.
         newest = item_id(items[0]) if items else ""
         if items and not newest:
-            return self._put_back(batch, _NO_ID, now)
+            return self._put_back(batch, _NO_ID, now, reading=True)
         self.cursors.learn(batch.conversation_id, newest)
         self.circuit.reads_work(now)
-        return Result(again_at=now)
+        # Before the other lanes: where those are cold too, no write would be tried before all of them were read.
+        return Result(again_at=AT_ONCE)
 
     def read_back(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], *, started_at: float,
                   now: float) -> Result:  # fmt: skip
@@ -203,10 +206,10 @@ class Delivery:
                 # The item behind which we read is gone: the newest items have to do.
                 self.cursors.forget(batch.conversation_id)
                 unsettled.after = None
-                return Result(again_at=now)
+                return Result(again_at=AT_ONCE)
             if verdict.kind is not Kind.CONVERSATION_NOT_FOUND:
                 unsettled.reads += 1
-                return self._put_back(batch, verdict, now)
+                return self._put_back(batch, verdict, now, reading=True)
             items = ()
         self.circuit.reads_work(now)
         events = batch.events
@@ -263,7 +266,7 @@ class Delivery:
             # The API may have stored a prefix before it refused. Without a cursor this is not asked: an
             # older message with the same words would be taken for it, and the new one would be lost.
             batch.unsettled = Unsettled(started_at, after, last_word=True, refused=verdict)
-            return Result(again_at=now)
+            return Result(again_at=AT_ONCE)
         return Result(parts=self._split_refused(batch, batch.events, None, verdict))
 
     def _split_refused(
@@ -307,7 +310,7 @@ class Delivery:
             atomic_refusal=batch.atomic_refusal,
         )
 
-    def _put_back(self, batch: Batch, verdict: Verdict, now: float) -> Result:
+    def _put_back(self, batch: Batch, verdict: Verdict, now: float, *, reading: bool = False) -> Result:
         """Wait and try again, or give up where the trouble is this conversation's alone."""
         batch.setbacks += 1
         kind = verdict.kind
@@ -320,14 +323,14 @@ class Delivery:
         elif kind is Kind.OPERATOR:
             self.circuit.trip(now, operator_reason(verdict), _detail(verdict))
         elif (
-            self._trouble(batch, verdict, now)
+            self._trouble(batch, verdict, now, reading=reading)
             and (batch.unsettled is None or batch.unsettled.reads >= UNREADABLE_READS)
             and self._spent(batch, now)
         ):
             return self._exhaust(batch, verdict)
         return Result(again_at=now + self._backoff(batch.setbacks, self._host_limit()))
 
-    def _trouble(self, batch: Batch, verdict: Verdict, now: float) -> bool:
+    def _trouble(self, batch: Batch, verdict: Verdict, now: float, *, reading: bool) -> bool:
         """Tell the circuit; returns whether it may be this conversation's own trouble."""
         circuit, conversation_id = self.circuit, batch.conversation_id
         others_too = circuit.others_failing(conversation_id)
@@ -339,7 +342,7 @@ class Delivery:
                 circuit.trip(now, CircuitReason.UNEXPECTED_ANSWER, _detail(verdict))
                 return False
         was_open = circuit.is_open
-        circuit.trouble(conversation_id, now, _detail(verdict))
+        circuit.trouble(conversation_id, now, _detail(verdict), reading=reading)
         unreached = verdict.kind is Kind.TRANSIENT and verdict.status is None
         just_sent = batch.unsettled is not None and batch.unsettled.reads == 0
         if unreached or (others_too and not just_sent):

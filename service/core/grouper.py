@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 BODY_OVERHEAD_BYTES = len(b'{"items":[]}') - 1
 """What a request body adds to its items, each counted with one comma."""
 
+AT_ONCE = float("-inf")
+"""When a batch goes on that was put back only to say what its next request is: ahead of the lanes that wait."""
 
 SWEEP_FROM_TIMERS = 1000
 """A smaller heap is never swept: what lies in it is not worth the look."""
@@ -233,7 +235,12 @@ class Grouper:
         lane = self._put_down(batch)
         if batch.unsettled:
             lane.partition.unsettled += 1
-        self._set_timer(lane, at)
+        if at == AT_ONCE:
+            lane.token = 0
+            lane.state = LaneState.READY
+            self._ready.appendleft(lane)
+        else:
+            self._set_timer(lane, at)
 
     def split(self, batch: Batch, parts: Sequence[Batch], now: float) -> None:
         """Put a taken batch back as ``parts``, which go in this order, one after the other."""
