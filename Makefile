@@ -56,6 +56,7 @@ bench: env ## measure the main job against a real Kafka
 
 docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --reference > docs/configuration.md
+	$(BIN)/convoy asyncapi --schemas docs/schemas
 
 lock: ## compile the lock files anew (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 -q -o requirements.lock

@@ -34,6 +34,7 @@ from service.ops.health import Health
 from service.ops.http import OpsApp
 from service.ops.metrics import Metrics
 from service.pump import Pump
+from service.schemas import asyncapi
 from service.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ class Service:
         self.intake.held = lambda: self.circuit.is_open or self.health.draining
         self.health.circuit_reason = lambda: self.circuit.reason
         self.listener = AsgiListener(
-            OpsApp(self.metrics.registry, self.health, self.status), settings.ops.host, settings.ops.port
+            OpsApp(self.metrics.registry, self.health, self.status, lambda: asyncapi(settings.kafka, __version__)),
+            settings.ops.host,
+            settings.ops.port,
         )
         self.app: FastStream | None = None
         self._tasks: list[asyncio.Task[None]] = []

@@ -171,6 +171,21 @@ def emulator(
     )
 
 
+@cli.command()
+def asyncapi(
+    schemas: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Write the JSON Schemas into this folder.")
+    ] = None,
+) -> None:
+    """Show the AsyncAPI document: topics, headers, payloads."""
+    from service.commands.asyncapi import document, write_schemas  # noqa: PLC0415
+
+    if schemas is not None:
+        write_schemas(schemas)
+        return
+    typer.echo(document(_settings().kafka))
+
+
 @dlq.command("list")
 def dlq_list(
     reason: Reason = None,

@@ -23,12 +23,19 @@ TEXT = b"text/plain; charset=utf-8"
 
 
 class OpsApp:
-    """``/metrics``, ``/livez``, ``/readyz``, ``/status``."""
+    """``/metrics``, ``/livez``, ``/readyz``, ``/status``, ``/asyncapi.json``."""
 
-    def __init__(self, registry: CollectorRegistry, health: Health, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        health: Health,
+        status: Callable[[], dict[str, Any]],
+        asyncapi: Callable[[], dict[str, Any]],
+    ) -> None:
         self._registry = registry
         self._health = health
         self._status = status
+        self._asyncapi = asyncapi
 
     async def __call__(
         self, scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]
@@ -59,6 +66,8 @@ class OpsApp:
                 alive, body = self._health.ready()
             case "/status":
                 alive, body = True, self._status()
+            case "/asyncapi.json":
+                alive, body = True, self._asyncapi()
             case _:
-                return 404, TEXT, b"/metrics /livez /readyz /status\n"
+                return 404, TEXT, b"/metrics /livez /readyz /status /asyncapi.json\n"
         return 200 if alive else 503, JSON, msgspec.json.encode(body) + b"\n"
