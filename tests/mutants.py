@@ -1,0 +1,498 @@
+"""Break the core by hand, one line at a time: a test must notice each (`make mutants`).
+
+A mutant is a small slip that somebody could make and that would hurt. Each is applied to a copy of the package
+in a folder of its own, never to the working tree, and the tests of its file run there until the first fails.
+A mutant that no test notices, or whose text is no longer in the file, fails the run.
+
+To guard another file, add a `Guarded` to `GUARDED` with the tests that must notice its mutants; these run without
+a conftest, so they have to be tests of pure parts. ``python tests/mutants.py WORD`` runs those with WORD in the name.
+"""
+
+# ruff: noqa: T201 - what it prints is what it is for
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+AT_ONCE: Final = 2
+TIMEOUT_SECONDS: Final = 120.0
+"""Nothing is proved by a run that takes longer: a mutant has to fail a test, not to hang it."""
+
+NOTICED: Final = 1
+"""What pytest returns when tests ran and one failed; a folder it could not even collect returns something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One slip: ``old`` stands exactly once in the file and becomes ``new``; ``hurts`` says whom."""
+
+    name: str
+    old: str
+    new: str
+    hurts: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A file, the tests that must notice its mutants (in this order), and these."""
+
+    file: str
+    tests: tuple[str, ...]
+    mutants: tuple[Mutant, ...]
+
+
+GROUPER: Final = Guarded(
+    "service/core/grouper.py",
+    ("tests/unit/test_grouper_properties.py", "tests/unit/test_grouper.py"),
+    (
+        Mutant(
+            "the body's frame is not counted",
+            "BODY_OVERHEAD_BYTES = len(b'{\"items\":[]}') - 1",
+            "BODY_OVERHEAD_BYTES = 0",
+            "requests a few bytes larger than allowed are refused with 413",
+        ),
+        Mutant(
+            "a comma is not counted",
+            "        lane.bytes += len(event.item) + 1\n",
+            "        lane.bytes += len(event.item)\n",
+            "a lane of many small items is sent late and too large",
+        ),
+        Mutant(
+            "a full lane waits for one item more",
+            "if len(waiting) >= self._max_items or",
+            "if len(waiting) > self._max_items or",
+            "twenty items wait for the window although they could go",
+        ),
+        Mutant(
+            "a lane full to the byte waits",
+            "or lane.bytes >= self._max_bytes or self._window <= 0:",
+            "or lane.bytes > self._max_bytes or self._window <= 0:",
+            "bytes that could go wait for the window",
+        ),
+        Mutant(
+            "a new event jumps the back-off",
+            "if lane.state is LaneState.WAITING and not lane.parts:",
+            "if lane.state is LaneState.WAITING:",
+            "a locked conversation is hammered as fast as its events come in",
+        ),
+        Mutant(
+            "the window counts from each new event",
+            "            elif len(waiting) == 1:\n",
+            "            else:\n",
+            "a trickle of events keeps the first one waiting for ever",
+        ),
+        Mutant(
+            "the window begins anew behind a batch",
+            "            due = lane.waiting[0].read_at + self._window\n",
+            "            due = now + self._window\n",
+            "an event that waited behind a batch in flight waits a whole window more",
+        ),
+        Mutant(
+            "no window behind a batch",
+            "            if due <= now:\n",
+            "            if due:\n",
+            "a busy conversation is sent in batches of one or two",
+        ),
+        Mutant(
+            "a full lane is not noticed behind a batch",
+            "        elif len(lane.waiting) >= self._max_items or lane.bytes >= self._max_bytes:\n",
+            "        elif len(lane.waiting) > self._max_items or lane.bytes > self._max_bytes:\n",
+            "a full batch waits for the window",
+        ),
+        Mutant(
+            "a superseded timer still counts",
+            "            if lane.token == token:\n",
+            "            if lane.token >= 0:\n",
+            "two batches of one conversation in flight: order is lost",
+        ),
+        Mutant(
+            "a lane that is ready keeps its timer",
+            "        lane.token = 0\n        lane.state = LaneState.READY\n",
+            "        lane.state = LaneState.READY\n",
+            "the timer fires behind the batch in flight: order is lost",
+        ),
+        Mutant(
+            "the last one ready goes first",
+            "lane = self._ready.popleft()",
+            "lane = self._ready.pop()",
+            "two busy conversations starve all others",
+        ),
+        Mutant(
+            "a lane with more goes to the front",
+            "        self._ready.append(lane)",
+            "        self._ready.appendleft(lane)",
+            "a busy conversation starves all others",
+        ),
+        Mutant(
+            "who became ready by an answer overtakes the window",
+            "            return\n        self._wake(now)\n        if lane.parts:",
+            "            return\n        if lane.parts:",
+            "with few permits, busy conversations go ahead of those whose time has come",
+        ),
+        Mutant(
+            "who became full overtakes the window",
+            "        if self._timers and self._timers[0][0] <= now:\n            self._wake(now)\n",
+            "",
+            "with few permits, bursts go ahead of those whose time has come",
+        ),
+        Mutant(
+            "a revoked partition is still served",
+            "            if not partition.alive:\n                continue\n",
+            "",
+            "two owners send the same events",
+        ),
+        Mutant(
+            "a revoke leaves the object alive",
+            "        partition.alive = False\n",
+            "",
+            "what is revoked is still sent: its next owner sends it again",
+        ),
+        Mutant(
+            "a second assignment leaves the first alive",
+            "        if number in self.partitions:\n            self.revoke(number)\n",
+            "",
+            "a partition taken over again is sent twice by one process",
+        ),
+        Mutant(
+            "a drain starts new batches",
+            "if partition.draining and not (lane.parts and lane.parts[0].unsettled):",
+            "if partition.draining and not lane.parts and not lane.waiting:",
+            "a drain never ends, and the partition is taken away in mid-flight",
+        ),
+        Mutant(
+            "a drain forgets attempts of unknown fate",
+            "if partition.draining and not (lane.parts and lane.parts[0].unsettled):",
+            "if partition.draining:",
+            "what may have been stored is not read back: duplicates at each deployment",
+        ),
+        Mutant(
+            "a drain resends what was put back",
+            "if partition.draining and not (lane.parts and lane.parts[0].unsettled):",
+            "if partition.draining and not lane.parts:",
+            "a drain starts attempts it has no time to finish",
+        ),
+        Mutant(
+            "an attempt of unknown fate does not keep a drain waiting",
+            "        if batch.unsettled:\n            lane.partition.unsettled += 1\n",
+            "",
+            "a partition is given up while an attempt may still land",
+        ),
+        Mutant(
+            "an attempt of unknown fate keeps a drain waiting for ever",
+            "            if batch.unsettled:\n                partition.unsettled -= 1\n",
+            "",
+            "every stop uses up its whole budget",
+        ),
+        Mutant(
+            "a batch is not counted as in flight",
+            "            partition.in_flight += 1\n",
+            "            partition.in_flight += not batch.attempts and not lane.waiting\n",
+            "a drain does not wait for what is in flight",
+        ),
+        Mutant(
+            "a split loses what an earlier one left",
+            "        lane.parts[:1] = parts\n",
+            "        lane.parts = list(parts)\n",
+            "the second half of a refused batch is never sent, and its partition never moves",
+        ),
+        Mutant(
+            "the parts of a split go last",
+            "        lane.parts[:1] = parts\n",
+            "        lane.parts = [*lane.parts[1:], *parts]\n",
+            "the halves of a refused batch change places: order is lost",
+        ),
+        Mutant(
+            "done means all parts",
+            "        del lane.parts[0]\n",
+            "        lane.parts.clear()\n",
+            "the second half of a refused batch is never sent",
+        ),
+        Mutant(
+            "an idle conversation keeps its lane",
+            "            del lane.partition.lanes[lane.conversation_id]\n",
+            "            pass\n",
+            "memory grows with every conversation ever seen",
+        ),
+        Mutant(
+            "one item too many",
+            "for event in waiting[: self._max_items]:",
+            "for event in waiting[: self._max_items + 1]:",
+            "21 items: the API refuses the request as a whole",
+        ),
+        Mutant(
+            "a batch larger than allowed",
+            "                if count and taken + size > max_bytes:\n",
+            "                if count and taken > max_bytes:\n",
+            "the request that crosses the limit is refused with 413",
+        ),
+        Mutant(
+            "an item too large for any batch travels with others",
+            "                if count and taken + size > max_bytes:\n",
+            "                if count > 1 and taken + size > max_bytes:\n",
+            "a good item is dead-lettered with the one that is too large",
+        ),
+        Mutant(
+            "what was cut still counts",
+            "            lane.bytes -= taken\n",
+            "            lane.bytes -= 0\n",
+            "a lane is full for ever: batches of one",
+        ),
+        Mutant(
+            "all that was cut out counts as the window's",
+            "            if taken > max_bytes:\n                reason = FlushReason.BYTES\n",
+            "",
+            "who reads the metrics widens the window, and it does not help",
+        ),
+        Mutant(
+            "the deadline trusts old timers",
+            "        while timers and not _is_live(timers[0]):\n            heapq.heappop(timers)\n",
+            "",
+            "the loop wakes for nothing with each batch that was full before its window",
+        ),
+        Mutant(
+            "the deadline forgets who is ready",
+            '        if self._ready:\n            return float("-inf")\n',
+            "",
+            "what is due sleeps until the next window",
+        ),
+        Mutant(
+            "the sweep takes live timers too",
+            "            timers[:] = filter(_is_live, timers)\n",
+            "            timers.clear()\n",
+            "thousands of conversations wait for a window that never ends",
+        ),
+        Mutant(
+            "the sweep leaves no heap",
+            "            heapq.heapify(timers)\n",
+            "            timers.reverse()\n",
+            "windows end in the wrong order, some of them late",
+        ),
+        Mutant(
+            "a lane put down counts as in flight",
+            "        lane.partition.in_flight -= 1\n        lane.state = LaneState.WAITING\n",
+            "        lane.partition.in_flight -= 1\n",
+            "behind a batch no lane is ever full: every one waits for its window",
+        ),
+        Mutant(
+            "the deadline trusts timers of revoked partitions",
+            "    return lane.token == token and lane.partition.alive\n",
+            "    return lane.token == token\n",
+            "the loop wakes for nothing after every rebalance",
+        ),
+        Mutant(
+            "a timer fires a moment early",
+            "        while timers and timers[0][0] <= now:\n",
+            "        while timers and timers[0][0] <= now + 0.2:\n",
+            "back-off and Retry-After are cut short",
+        ),
+        Mutant(
+            "a timer fires only after its moment",
+            "        while timers and timers[0][0] <= now:\n",
+            "        while timers and timers[0][0] < now:\n",
+            "the loop sleeps until the deadline, finds nothing due and spins",
+        ),
+        Mutant(
+            "a late result revives a lane",
+            "        if not lane.partition.alive:\n            return\n        self._wake(now)",
+            "        self._wake(now)",
+            "the first late answer after a rebalance ends the process",
+        ),
+        Mutant(
+            "a stored outcome frees no bytes",
+            "        self.buffered_bytes -= freed\n",
+            "",
+            "the buffer is full for ever: consumption stops",
+        ),
+        Mutant(
+            "a stored outcome frees one event only",
+            "        self.buffered_events -= len(events)\n",
+            "        self.buffered_events -= 1\n",
+            "the buffer is full for ever: consumption stops",
+        ),
+    ),
+)
+
+GROUPER_MEMORY: Final = Guarded(
+    "service/core/grouper.py",
+    # The model sees what is taken and when, not what is held meanwhile.
+    ("tests/unit/test_grouper.py",),
+    (
+        Mutant(
+            "what was revoked keeps its events",
+            "            lane.waiting = []\n        partition.lanes = {}\n",
+            "            lane.waiting = lane.waiting\n        partition.lanes = {}\n",
+            "every rebalance holds a buffer's worth of memory until the last timer has passed",
+        ),
+        Mutant(
+            "what was revoked keeps its lanes",
+            "        partition.lanes = {}\n        partition.buffered_events",
+            "        partition.buffered_events",
+            "a revoked partition keeps its conversations in memory as long as an attempt of it lasts",
+        ),
+        Mutant(
+            "old timers are never swept out",
+            "if len(timers) >= self._sweep_at:",
+            "if len(timers) < 0:",
+            "with a window of an hour the heap outgrows all limits",
+        ),
+    ),
+)
+
+WATERMARK: Final = Guarded(
+    "service/core/watermark.py",
+    ("tests/unit/test_watermark.py", "tests/unit/test_grouper_properties.py"),
+    (
+        Mutant(
+            "the position follows the last outcome",
+            "            self._settled.add(offset)\n            return\n",
+            "            self._settled.add(offset)\n            self.position = offset + 1\n            return\n",
+            "a crash loses what was in flight before it",
+        ),
+        Mutant(
+            "the position passes an open offset",
+            "        while waiting and waiting[0] in settled:\n",
+            "        while waiting and settled:\n",
+            "a crash loses what was in flight between two outcomes",
+        ),
+        Mutant(
+            "outcomes out of order are not made up for",
+            "        while waiting and waiting[0] in settled:\n",
+            "        if waiting and waiting[0] in settled:\n",
+            "the position stands still for ever: all is read again after a restart",
+        ),
+        Mutant(
+            "the position stays on what is settled",
+            "        self.position = waiting[0] if waiting else offset + 1\n",
+            "        self.position = waiting[0] if waiting else offset\n",
+            "the last event is sent again after every restart",
+        ),
+        Mutant(
+            "the position is reckoned, not looked up",
+            "        self.position = waiting[0] if waiting else offset + 1\n",
+            "        self.position = offset + 1\n",
+            "in a log with gaps the position is one nobody was told of",
+        ),
+        Mutant(
+            "a settled offset is kept",
+            "            settled.discard(offset)\n",
+            "            settled.add(offset)\n",
+            "memory grows with every event ever delivered out of order",
+        ),
+        Mutant(
+            "each record moves the position",
+            "        if not self._open:\n            self.position = offset\n",
+            "        self.position = offset\n",
+            "what is buffered is committed: a crash loses all of it",
+        ),
+        Mutant(
+            "only the first record sets the position",
+            "        if not self._open:\n            self.position = offset\n",
+            "        if self.position is None:\n            self.position = offset\n",
+            "behind a gap the lag never comes to zero",
+        ),
+    ),
+)
+
+GUARDED: Final = (GROUPER, GROUPER_MEMORY, WATERMARK)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What pytest said of one copy of the package."""
+
+    status: int | None
+    """Its exit status; ``None`` when it went on for too long."""
+    seconds: float
+    first_failed: str
+    output: str
+
+
+def run_tests(tests: tuple[str, ...], file: str = "", text: str = "") -> Ran:
+    """Run ``tests`` on a copy of the package in which ``file`` has become ``text``."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder)
+        bytecode = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "service", copy / "service", ignore=bytecode)
+        shutil.copytree(ROOT / "tests" / "unit", copy / "tests" / "unit", ignore=bytecode)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if file:
+            (copy / file).write_text(text)
+        # The package is installed editable: only what stands before it on the path is the copy.
+        environment = os.environ | {
+            "PYTHONPATH": folder,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HYPOTHESIS_PROFILE": "mutants",
+            "EXPECTED_PACKAGE": folder,
+        }
+        check = "import os, service; assert service.__file__.startswith(os.environ['EXPECTED_PACKAGE'] + os.sep)"
+        run = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+        command = [sys.executable, "-c", f"{check}\n{run}", "-x", "-q", "--noconftest", "-p", "no:cacheprovider"]
+        started = time.monotonic()
+        try:
+            done = subprocess.run(
+                [*command, "--tb=line", "--no-header", *tests],
+                cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Ran(None, time.monotonic() - started, "", "")
+        failed = re.search(r"^FAILED \S+?::(\w+)", done.stdout, re.MULTILINE)
+        return Ran(
+            done.returncode,
+            time.monotonic() - started,
+            failed[1] if failed else "",
+            done.stdout + done.stderr,
+        )
+
+
+def judge(guarded: Guarded, mutant: Mutant) -> tuple[bool, str]:
+    """Whether ``mutant`` was noticed, and how; or why not."""
+    source = (ROOT / guarded.file).read_text()
+    if source.count(mutant.old) != 1:
+        return False, f"DOES NOT APPLY: its text stands {source.count(mutant.old)} times in the file"
+    ran = run_tests(guarded.tests, guarded.file, source.replace(mutant.old, mutant.new))
+    if ran.status is None:
+        return False, f"NOT JUDGED: still running after {ran.seconds:.0f} s"
+    if ran.status == NOTICED and ran.first_failed:
+        return True, f"{ran.seconds:4.1f} s  {ran.first_failed}"
+    if ran.status == 0:
+        return False, "SURVIVED"
+    return False, f"NOT RUN: pytest returned {ran.status}\n{ran.output}"
+
+
+def main() -> int:
+    """Judge all mutants, or those with a word in their name; 0 when every one was noticed."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    started = time.monotonic()
+    chosen = [(guarded, mutant) for guarded in GUARDED for mutant in guarded.mutants if word in mutant.name]
+    ran = run_tests(tuple(dict.fromkeys(test for guarded, _ in chosen for test in guarded.tests)))
+    if ran.status != 0:
+        print(f"Without any mutant the tests already fail:\n{ran.output}")
+        return 1
+    failures = 0
+    width = max((len(mutant.name) for _, mutant in chosen), default=0)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for (guarded, mutant), (noticed, how) in zip(chosen, pool.map(lambda pair: judge(*pair), chosen), strict=True):
+            failures += not noticed
+            print(
+                f"{'ok  ' if noticed else 'FAIL'} {Path(guarded.file).stem:10} {mutant.name:{width}}  {how}", flush=True
+            )
+            if not noticed:
+                print(f"     it would hurt: {mutant.hurts}")
+    noticed_count = len(chosen) - failures
+    print(f"{noticed_count} of {len(chosen)} mutants noticed, in {time.monotonic() - started:.0f} s")
+    return 1 if failures or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
