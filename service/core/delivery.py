@@ -124,13 +124,11 @@ class Result:
 class Delivery:
     """Decides for all batches, with what they share: the circuit and the cursors."""
 
-    __slots__ = ("_policy", "_random", "_sent_behind", "circuit", "cursors")
+    __slots__ = ("_policy", "_random", "circuit", "cursors")
 
     def __init__(self, policy: Policy, circuit: Circuit, cursors: Cursors, random: Callable[[], float]) -> None:
         self._policy = policy
         self._random = random
-        self._sent_behind: dict[int, str | None] = {}
-        # By identity, so that what is never heard of again holds no batch: an address is written anew when reused.
         self.circuit = circuit
         self.cursors = cursors
 
@@ -148,9 +146,8 @@ class Delivery:
         """Note that the request of ``action`` starts for ``batch``."""
         if action is Action.SEND:
             batch.attempts += 1
-            batch.after = self.cursors.get(batch.conversation_id)
             # Now, not when the answer comes: a lane of the same conversation on another partition may move it.
-            self._sent_behind[id(batch)] = self.cursors.get(batch.conversation_id)
+            batch.after = self.cursors.get(batch.conversation_id)
         if batch.began_at is None:
             batch.began_at = now
             batch.open_at_start = self.circuit.open_seconds(now)
@@ -163,7 +160,6 @@ class Delivery:
              now: float) -> Result:  # fmt: skip
         """Decide what an attempt begun at ``started_at`` and judged ``verdict`` leads to."""
         kind = verdict.kind
-        after = self._sent_behind.pop(id(batch), None)
         if kind is Kind.DELIVERED:
             self.circuit.success(batch.conversation_id, now, started_at=started_at)
             self._learn(batch, last_id)
@@ -175,9 +171,9 @@ class Delivery:
         if kind is Kind.FORBIDDEN:
             return self._forbidden(batch, verdict, now)
         if kind in _DEAD_REASONS:
-            return self._refused(batch, verdict, after, started_at, now)
+            return self._refused(batch, verdict, started_at, now)
         if kind is Kind.AMBIGUOUS:
-            batch.unsettled = Unsettled(started_at, after, last_word=verdict.last_word)
+            batch.unsettled = Unsettled(started_at, batch.after, last_word=verdict.last_word)
         return self._put_back(batch, verdict, now)
 
     def cursor_read(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], now: float) -> Result:
@@ -243,7 +239,7 @@ class Delivery:
         rest = batch if len(missing) == len(batch.events) else self._part(batch, missing)
         if not self._spent(batch, now):
             result.parts = [rest]
-        elif len(missing) == 1:
+        elif len(batch.events) == 1:
             dead = Dead(Reason.EXHAUSTED, "exhausted", "attempts or age used up", attempts=batch.attempts)
             result.outcomes.append(DeadLettered(missing, dead))
         else:
@@ -258,14 +254,14 @@ class Delivery:
         limit = min(LOCAL_BACKOFF_MAX_SECONDS, self._host_limit())
         return Result(again_at=now + self._backoff(batch.setbacks, limit))
 
-    def _refused(self, batch: Batch, verdict: Verdict, after: str | None, started_at: float, now: float) -> Result:
+    def _refused(self, batch: Batch, verdict: Verdict, started_at: float, now: float) -> Result:
         self.circuit.success(batch.conversation_id, now, started_at=started_at)
         if len(batch.events) == 1 or verdict.kind is Kind.CONVERSATION_NOT_FOUND:
             return Result([_dead(batch, verdict)])
-        if after is not None and not batch.atomic_refusal:
+        if batch.after is not None and not batch.atomic_refusal:
             # The API may have stored a prefix before it refused. Without a cursor this is not asked: an
             # older message with the same words would be taken for it, and the new one would be lost.
-            batch.unsettled = Unsettled(started_at, after, last_word=True, refused=verdict)
+            batch.unsettled = Unsettled(started_at, batch.after, last_word=True, refused=verdict)
             return Result(again_at=AT_ONCE)
         return Result(parts=self._split_refused(batch, batch.events, None, verdict))
 
