@@ -216,9 +216,11 @@ class Delivery:
         can_tell = unsettled.last_word or started_at >= unsettled.started_at + self._policy.settle_seconds
         if stored < len(events) and not can_tell:
             unsettled.reads = 0
-            batch.setbacks += 1
+            # No setback: looking was too early, nothing failed.
+            unsettled.looks += 1
             settled_at = unsettled.started_at + self._policy.settle_seconds
-            return Result(again_at=min(settled_at, now + self._backoff(batch.setbacks, self._host_limit())))
+            wait = self._backoff(batch.setbacks + unsettled.looks, self._host_limit())
+            return Result(again_at=min(settled_at, now + wait))
         batch.unsettled = None
         result = Result()
         if stored:

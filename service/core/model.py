@@ -111,6 +111,9 @@ class Unsettled:
     last_word: bool
     refused: Verdict | None = None
     reads: int = 0
+    """Read-backs in a row that failed."""
+    looks: int = 0
+    """Read-backs that worked and came too early to tell."""
 
 
 @dataclass(slots=True, eq=False)
