@@ -139,6 +139,12 @@ class _Run:
     """The service; done once it has drained."""
     publishing: asyncio.Task[None]
 
+    def raise_what_broke(self) -> None:
+        """Tell a service that has ended well from one that has not."""
+        self.running.result()
+        if self.service.error is not None:
+            raise DemoError(f"the service broke: {self.service.error!r}")
+
 
 class Demo:
     """One run: an API, topics, traffic, and the service between them."""
@@ -225,11 +231,14 @@ class Demo:
             code = self._conclude(service, await self._judge(drained=not self._options.keep))
             if self._options.keep and not run.running.done():
                 self._console.print(self._addresses(service))
-                await run.running
+                await asyncio.wait({run.running})
+                run.raise_what_broke()
                 self._console.print("drained and ended")
             return code
         finally:
             app.exit()
+            if not run.running.done():
+                self._console.print("stopping the service", style="dim")
             for task in (run.publishing, watching):
                 task.cancel()
             await asyncio.gather(run.running, run.publishing, watching, return_exceptions=True)
@@ -274,9 +283,7 @@ class Demo:
             await self._count(run.topics)
             view.show(self._look(run, "done" if whole else "ended"), last=True)
         if run.running.done():
-            run.running.result()
-        if run.service.error is not None:
-            raise DemoError(f"the service broke: {run.service.error!r}")
+            run.raise_what_broke()
         return whole
 
     def _look(self, run: _Run, state: str = "") -> Progress:

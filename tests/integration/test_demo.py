@@ -11,7 +11,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
@@ -19,6 +19,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from service_process import until
 
+from service.app import make
 from service.commands.demo import Options, run_demo
 from service.commands.demo_traffic import Arrival, traffic
 from service.emulator.faults import FaultScript, Match, Rule, Status
@@ -26,7 +27,12 @@ from service.emulator.faults import FaultScript, Match, Rule, Status
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from faststream import FastStream
     from kafka_server import KafkaServer
+
+    from service.app import Service
+    from service.core.model import Answer
+    from service.settings import Settings
 
 CONVOY = str(Path(sys.executable).with_name("convoy"))
 PATIENCE_SECONDS = 90
@@ -198,6 +204,27 @@ def test_an_api_that_says_stored_and_stores_nothing_is_found_out(
     assert (shown["lost"], shown["duplicated"], shown["out of order"]) == ("1", "0", "0")
     assert out.splitlines()[-1] == "not as it should be: 1 lost, 1 wrong replies"
     assert "answered and not held" in out
+
+
+def test_a_service_that_breaks_is_a_failure_with_its_log_at_hand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make_fragile(settings: Settings) -> tuple[FastStream, Service]:
+        app, service = make(settings)
+        deliver = service.conversations.create_items
+
+        async def break_and_deliver(*arguments: Any, **options: Any) -> Answer:
+            service.fail(RuntimeError("a bug in the loop"))
+            return await deliver(*arguments, **options)
+
+        monkeypatch.setattr(service.conversations, "create_items", break_and_deliver)
+        return app, service
+
+    monkeypatch.setattr("service.commands.demo.make", make_fragile)
+    assert run_demo(Options(events=200)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("convoy demo: the service broke: RuntimeError('a bug in the loop')\n")
+    assert "critical stopping: the loop broke" in err
 
 
 def test_a_broker_that_is_not_there_is_named_in_one_line() -> None:
