@@ -1,0 +1,56 @@
+"""The flood guard: many dead letters over many conversations stop the service, a few or one's own do not."""
+
+from __future__ import annotations
+
+from service.core.flood import CONVERSATIONS, FloodGuard
+
+
+def guard(*, share: float | None = None, run: int | None = None) -> FloodGuard:
+    return FloodGuard(share=share, run=run, window_seconds=60)
+
+
+def test_it_is_off_unless_asked_for() -> None:
+    assert not guard().on
+    assert not any(guard().would_flood(f"conv_{n}", 20, now=0) for n in range(1000))
+
+
+def test_one_conversation_alone_is_never_a_flood() -> None:
+    watch = guard(share=0.1, run=3)
+    assert not any(watch.would_flood("conv_a", 1, now=n) for n in range(1000))
+
+
+def test_too_many_in_a_row_over_several_conversations_are_a_flood() -> None:
+    watch = guard(run=10)
+    assert [watch.would_flood(f"conv_{n}", 1, now=n) for n in range(12)] == [False] * 10 + [True] * 2
+
+
+def test_a_delivery_between_ends_the_row() -> None:
+    watch = guard(run=10)
+    for n in range(100):
+        assert not watch.would_flood(f"conv_{n}", 1, now=n)
+        if n % 9 == 8:
+            watch.delivered(1, now=n)
+
+
+def test_too_large_a_share_is_a_flood_once_enough_conversations_are_hit() -> None:
+    watch = guard(share=0.5)
+    watch.delivered(CONVERSATIONS, now=0)
+    seen = [watch.would_flood(f"conv_{n}", 1, now=1) for n in range(CONVERSATIONS + 1)]
+    assert seen == [False] * CONVERSATIONS + [True]
+
+
+def test_what_lies_behind_the_window_does_not_count() -> None:
+    watch = guard(share=0.5)
+    for n in range(CONVERSATIONS):
+        watch.would_flood(f"conv_{n}", 1, now=0)
+    watch.delivered(10, now=100)
+    assert not watch.would_flood("conv_new", 5, now=101)
+
+
+def test_what_was_held_back_is_not_counted_twice() -> None:
+    watch = guard(run=5)
+    for n in range(5):
+        assert not watch.would_flood(f"conv_{n}", 1, now=n)
+    assert all(watch.would_flood("conv_9", 1, now=n) for n in range(10))
+    watch.delivered(1, now=20)
+    assert not watch.would_flood("conv_9", 1, now=21)
