@@ -21,6 +21,7 @@ from service import __version__
 from service.conversations.client import Conversations
 from service.core.circuit import Circuit
 from service.core.delivery import Delivery, Policy
+from service.core.flood import FloodGuard
 from service.core.grouper import Grouper
 from service.core.limiter import Limiter
 from service.core.readback import Cursors
@@ -90,11 +91,16 @@ class Service:
             if settings.kafka.ledger_topic
             else None
         )
+        flood = FloodGuard(
+            share=settings.dead_letter.flood_share,
+            run=settings.dead_letter.flood_run,
+            window_seconds=settings.dead_letter.flood_window_seconds,
+        )
         self.pump = Pump(
             settings,
             self.grouper,
             self.limiter,
-            Delivery(policy, self.circuit, cursors, random.random),
+            Delivery(policy, self.circuit, cursors, random.random, flood),
             self.conversations,
             self.outlet,
             self.metrics,

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from service.conversations.client import WITHDRAWN
+from service.core.circuit import CircuitReason
 from service.core.delivery import Action, DeadLettered, Delivered, Result
 from service.core.grouper import AT_ONCE
 from service.core.limiter import Signal
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from service.conversations.client import Conversations
-    from service.core.circuit import CircuitReason
     from service.core.delivery import Delivery, Outcome
     from service.core.grouper import Grouper, Partition
     from service.core.ledger import Settled
@@ -87,6 +87,7 @@ class Pump:
     ) -> None:
         self._kafka = settings.kafka
         self._failed_replies = settings.reply.failures
+        self._invalid_floods = settings.dead_letter.flood_counts_invalid
         self._header_style = settings.dead_letter.header_style
         self._router = Router(self._kafka.reply_topic, settings.allowed_reply_topics, outlet, metrics)
         self._drain_seconds = settings.shutdown.drain_seconds
@@ -167,6 +168,7 @@ class Pump:
                 now = self._clock()
                 verdict = judge(answer, self._expected(batch, action, answer), self._overrides)
                 result = self._decide(batch, action, answer, verdict, started_at, now)
+                result = self._delivery.guard(batch, result, now)
             except Exception as error:  # one delivery's bug is fenced: it ends in dead letters, the others go on
                 log.exception("a delivery failed unforeseen", extra={"error": type(error).__name__})
                 now = self._clock()
@@ -203,6 +205,8 @@ class Pump:
         for changed, state in ((self._circuit_reason, 0), (reason, 1)):
             if changed is not None:
                 self._metrics.gauge("circuit_state", changed).set(state)
+                if changed is CircuitReason.FLOOD_GUARD:
+                    self._metrics.gauge("flood_guard_state").set(state)
         if reason is None:
             log.warning("circuit closed, consumption goes on", extra={"was": self._circuit_reason})
         else:
@@ -269,6 +273,11 @@ class Pump:
             self._stored(partition, 1)
 
         self._dead_letter(refusal.source, dead, stored)
+        if self._invalid_floods:
+            # Without a key that could be told apart, the partition stands for the conversation.
+            key = refusal.source.key or b"%d" % partition.number
+            self._delivery.refused_record(key.decode("utf-8", "replace"), self._clock())
+            self._watch_circuit()
 
     def repeat(self, partition: Partition, event: Event, settled: Settled) -> None:
         """Say again what became of an event that an earlier owner settled: it may not have come to say it."""

@@ -237,6 +237,14 @@ class DeadLetterSettings(Group):
     header_style: Literal["convoy", "connect", "spring"] = Field(
         "convoy", description="Headers beside dlq.*: none, Kafka Connect's, or Spring Kafka's."
     )
+    flood_share: float | None = Field(
+        None, gt=0, le=1, description="Greatest share of dead letters within the window; above, consumption stops."
+    )
+    flood_run: int | None = Field(
+        None, ge=1, description="Most dead letters with no delivery between; above, consumption stops."
+    )
+    flood_window_seconds: float = Field(60, ge=1, le=86_400, description="Window of the share.")
+    flood_counts_invalid: bool = Field(False, description="Whether records that are no events count too.")
 
 
 class OpsSettings(Group):

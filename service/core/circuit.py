@@ -34,6 +34,8 @@ class CircuitReason(enum.StrEnum):
     TLS = "tls"
     FORBIDDEN = "forbidden"
     UNEXPECTED_ANSWER = "unexpected_answer"
+    FLOOD_GUARD = "flood_guard"
+    """Too much would be dead-lettered; a person should look."""
 
 
 class Circuit:

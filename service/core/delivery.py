@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from service.core.circuit import Circuit
+    from service.core.flood import FloodGuard
     from service.core.model import Event
     from service.core.readback import Cursors
 
@@ -124,10 +125,18 @@ class Result:
 class Delivery:
     """Decides for all batches, with what they share: the circuit and the cursors."""
 
-    __slots__ = ("_policy", "_random", "circuit", "cursors")
+    __slots__ = ("_flood", "_policy", "_random", "circuit", "cursors")
 
-    def __init__(self, policy: Policy, circuit: Circuit, cursors: Cursors, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        circuit: Circuit,
+        cursors: Cursors,
+        random: Callable[[], float],
+        flood: FloodGuard | None = None,
+    ) -> None:
         self._policy = policy
+        self._flood = flood if flood is not None and flood.on else None
         self._random = random
         self.circuit = circuit
         self.cursors = cursors
@@ -307,6 +316,29 @@ class Delivery:
             open_at_start=batch.open_at_start,
             atomic_refusal=batch.atomic_refusal,
         )
+
+    def guard(self, batch: Batch, result: Result, now: float) -> Result:
+        """Hold a batch back that would be given up as one of too many; the circuit opens, and probes with it.
+
+        What is given up beside events that were stored passes: that is one item, singled out.
+        """
+        if self._flood is None:
+            return result
+        for outcome in result.outcomes:
+            if isinstance(outcome, Delivered):
+                self._flood.delivered(len(outcome.events), now)
+            elif self._flood.would_flood(batch.conversation_id, len(outcome.events), now):
+                if len(result.outcomes) > 1 or result.parts:
+                    continue
+                self.circuit.trip(now, CircuitReason.FLOOD_GUARD, outcome.dead.reason.value)
+                batch.setbacks += 1
+                return Result(again_at=now + self._backoff(batch.setbacks, self._host_limit()))
+        return result
+
+    def refused_record(self, conversation: str, now: float) -> None:
+        """Count a record that is no event, where such are to count."""
+        if self._flood is not None and self._flood.would_flood(conversation, 1, now):
+            self.circuit.trip(now, CircuitReason.FLOOD_GUARD, "invalid_event")
 
     def _put_back(self, batch: Batch, verdict: Verdict, now: float, *, reading: bool = False) -> Result:
         """Wait and try again, or give up where the trouble is this conversation's alone."""

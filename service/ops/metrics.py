@@ -68,6 +68,8 @@ TABLE = (
     Row("attempts_in_flight", Gauge, (), "Requests under way.", "At the limit: see concurrency_limit."),
     Row("concurrency_limit", Gauge, (), "Requests in flight that the API is believed to bear.", "Low: the API throttles."),
     Row("circuit_state", Gauge, ("reason",), "1 while the circuit is open for this reason.", "Open: consumption is paused; mend the reason."),
+    Row("flood_guard_state", Gauge, (), "1 while too many events would be dead-lettered.",
+        "1: look at what is refused (the log names the reason); it heals once the same batch is accepted, or on restart."),
     Row("assigned_partitions", Gauge, (), "Partitions this replica owns.", "0 on all: nobody reads."),
     Row("paused_partitions", Gauge, (), "Partitions not being read, for back-pressure or an open circuit.", "For long: as buffered_events."),
     Row("consumer_lag_records", Gauge, ("topic", "partition"), "Records behind the committed position.", "Growing: scale out, or mend the API."),
