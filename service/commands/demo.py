@@ -19,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 import uvloop
@@ -386,8 +387,9 @@ class Demo:
     def _say_what_is_run(self) -> None:
         options = self._options
         kind = "given" if options.broker else "embedded"
+        api = urlsplit(self._emulator.origin).netloc
         self._console.print(
-            f"Kafka at {self._kafka.bootstrap_servers} ({kind}) -> Convoy -> API at {self._emulator.base_url}\n"
+            f"Kafka at {self._kafka.bootstrap_servers} ({kind}) -> Convoy -> API at {api}\n"
             f"{options.events:,} events of {options.conversations:,} conversations, {options.rate:,.0f} a second; "
             f"the API takes {options.latency_seconds * 1000:,.0f} ms",
             style="dim",

@@ -239,7 +239,7 @@ def test_a_broker_that_is_not_there_is_named_in_one_line() -> None:
 def test_a_port_that_is_taken_is_named_in_one_line() -> None:
     with demo(*ENDLESS) as first:
         out = read_until(first, r"Kafka at")
-        taken = re.search(r"API at http://127\.0\.0\.1:(\d+)", out)
+        taken = re.search(r"API at 127\.0\.0\.1:(\d+)", out)
         assert taken is not None
         with demo(*SMALL, "--ops-port", taken[1]) as second:
             code, _, err = finish(second)
