@@ -47,7 +47,9 @@ log = logging.getLogger(__name__)
 POLL_MILLISECONDS = 20
 """FastStream sleeps as long again after an empty poll, so this bounds what a quiet topic adds to latency."""
 POLL_RECORDS = 2000
-"""Bounds how long one hand-over keeps the loop, and by how much the buffer limit can be overrun."""
+"""Bounds how long one hand-over keeps the loop."""
+POLL_SHARE = 0.1
+"""Of the buffer limit, at most so much is handed over at once: by so much the limit can be overrun."""
 COMMIT_SECONDS = 5.0
 """aiokafka retries a commit for ever; what is not committed by then is tried again later, or read again."""
 RECALL_SECONDS = 10.0
@@ -121,7 +123,7 @@ class Intake:
             ack_policy=AckPolicy.MANUAL,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            max_records=POLL_RECORDS,
+            max_records=min(POLL_RECORDS, int(self._limits.max_buffered_events * POLL_SHARE)),
             batch_timeout_ms=POLL_MILLISECONDS,
             session_timeout_ms=int(self._kafka.session_timeout_seconds * 1000),
             heartbeat_interval_ms=int(self._kafka.heartbeat_seconds * 1000),
@@ -327,7 +329,10 @@ class Intake:
             return
         limits, share = self._limits, len(partitions)
         everything = self.held()
-        bytes_full = sum(p.buffered_bytes for p in partitions.values()) >= limits.max_buffered_bytes
+        full = (
+            sum(p.buffered_events for p in partitions.values()) >= limits.max_buffered_events
+            or sum(p.buffered_bytes for p in partitions.values()) >= limits.max_buffered_bytes
+        )
         for number, partition in partitions.items():
             if partition.draining or number in self._recalling:
                 continue
@@ -337,7 +342,7 @@ class Intake:
                 len(partition.watermark) * share / limits.max_uncommitted_events,
             )
             paused = number in self._paused
-            wanted = everything or bytes_full or partition.taking_over or load >= (RESUME_BELOW if paused else 1)
+            wanted = everything or full or partition.taking_over or load >= (RESUME_BELOW if paused else 1)
             if wanted == paused:
                 continue
             place = TopicPartition(self._kafka.events_topic, number)
