@@ -46,7 +46,7 @@ class HeldItem:
 
 @dataclass(frozen=True, slots=True)
 class SeenReply:
-    """A reply, in the order read; ``item_id`` is empty for a failure's reply."""
+    """A reply, in the order read; ``item_id`` is empty where the reply came without its item."""
 
     place: Place
     conversation_id: str
@@ -93,6 +93,8 @@ class Report:
     wrong_replies: Finding = field(default_factory=Finding)
     """Replies that name another item than the API holds, or an event nobody published."""
     replies_out_of_order: Finding = field(default_factory=Finding)
+    without_item: int = 0
+    """Replies of deliveries that do not hold their item: the broker found them too large."""
     duplicate_replies: Finding = field(default_factory=Finding)
     """Allowed (replies are published at least once), but counted."""
     duplicate_dead_letters: Finding = field(default_factory=Finding)
@@ -126,7 +128,7 @@ class Report:
         rows: list[tuple[str, str]] = [
             ("events", str(self.events)),
             ("delivered", str(self.delivered)),
-            ("replies", str(self.replies)),
+            ("replies", f"{self.replies}{f' ({self.without_item} without item)' if self.without_item else ''}"),
             ("dead letters", f"{self.dead_letters.total()}{f' ({dead})' if dead else ''}"),
         ]
         for name in (
@@ -210,7 +212,9 @@ def _judge_replies(
             report.duplicate_replies.add(reply.place)
             continue
         answered[reply.place] = reply
-        if contents.get(reply.item_id) != event.content:
+        if not reply.item_id:
+            report.without_item += 1
+        elif contents.get(reply.item_id) != event.content:
             report.wrong_replies.add(("names another item", reply.place, reply.item_id))
         lane = (reply.conversation_id, reply.place.partition)
         if newest.get(lane, -1) > reply.place.offset:

@@ -105,11 +105,15 @@ async def seen_dead_letters(settings: KafkaSettings) -> list[SeenDeadLetter]:
 
 
 async def audit_run(settings: KafkaSettings, held: Mapping[str, Iterable[HeldItem]]) -> Report:
-    """Gather everything and judge it."""
+    """Gather everything and judge it.
+
+    The positions come first: in a run that still goes on, what is read after them can only show more outcomes.
+    """
+    positions = await committed_positions(settings)
     return audit(
         await published_events(settings),
         held,
         await seen_replies(settings),
         await seen_dead_letters(settings),
-        await committed_positions(settings),
+        positions,
     )
