@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import httpx
 from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from kafka_server import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -56,15 +58,23 @@ async def until(what: str, condition: Callable[[], Awaitable[T]], within_seconds
 @overload
 async def until(what: str, condition: Callable[[], T], within_seconds: float = ...) -> T: ...
 async def until(what: str, condition: Callable[[], Any], within_seconds: float = PATIENCE_SECONDS) -> Any:
-    """Return what `condition` gives as soon as that is true; fail after a while, saying what never came."""
+    """Return what `condition` gives as soon as that is true; fail after a while, saying what never came.
+
+    A process whose HTTP does not answer (yet) makes it not true.
+    """
     deadline = time.monotonic() + within_seconds
     while True:
-        found = condition()
-        if inspect.isawaitable(found):
-            found = await found
+        try:
+            found = condition()
+            if inspect.isawaitable(found):
+                found = await found
+        except httpx.TransportError as silence:
+            found, last = None, silence
+        else:
+            last = found
         if found:
             return found
-        assert time.monotonic() < deadline, f"not within {within_seconds:g} s: {what} (last seen: {found!r})"
+        assert time.monotonic() < deadline, f"not within {within_seconds:g} s: {what} (last seen: {last!r})"
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -168,11 +178,11 @@ class ServiceProcess:
         return [line for line in self.log().splitlines() if not is_harmless(line)]
 
     async def get(self, path: str) -> httpx.Response:
+        assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log()[-4000:]}"
         return await self._http.get(path)
 
     async def answers(self) -> bool:
         """Whether its HTTP answers."""
-        assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log()[-4000:]}"
         try:
             await self.get("/livez")
         except httpx.TransportError:
@@ -285,15 +295,22 @@ class Trial:
     async def publish(self, records: Iterable[Record]) -> int:
         """Publish in this order, acknowledged; returns how many."""
         async with AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, enable_idempotence=True) as producer:
-            sent = [
-                await producer.send(
-                    self.topics.events, record.value, record.key, record.partition, headers=list(record.headers)
-                )
-                for record in records
-            ]
+            sent = [await self._send(producer, record) for record in records]
             for stored in await asyncio.gather(*sent):
                 self.ends[stored.partition] = max(self.ends.get(stored.partition, 0), stored.offset + 1)
         return len(sent)
+
+    async def _send(self, producer: AIOKafkaProducer, record: Record) -> asyncio.Future[Any]:
+        topic, headers = self.topics.events, list(record.headers)
+        stored: asyncio.Future[Any]
+        if record.key is not None or record.value is not None:
+            stored = await producer.send(topic, record.value, record.key, record.partition, headers=headers)
+        else:
+            # aiokafka's `send` refuses what has neither; other clients do not.
+            batch = producer.create_batch()
+            batch.append(key=None, value=None, timestamp=None, headers=headers)
+            stored = await producer.send_batch(batch, topic, partition=record.partition or 0)
+        return stored
 
     async def committed(self) -> dict[int, int]:
         """The positions of the group, by partition."""
@@ -306,6 +323,18 @@ class Trial:
             return await self.committed() == self.ends
 
         await until(f"positions at {self.ends}", at_the_end, within_seconds)
+
+    async def configure(self, topic: str, **config: str) -> None:
+        """Change settings of a topic (dots as underscores); those not named go back to their defaults."""
+        resource = ConfigResource(
+            ConfigResourceType.TOPIC, topic, {name.replace("_", "."): value for name, value in config.items()}
+        )
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        await admin.start()
+        try:
+            await admin.alter_configs([resource])
+        finally:
+            await admin.close()
 
     async def records(self, topic: str) -> list[ConsumerRecord[bytes, bytes]]:
         """All records of a topic, partition by partition."""
