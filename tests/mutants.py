@@ -309,6 +309,36 @@ GROUPER: Final = Guarded(
             "the first late answer after a rebalance ends the process",
         ),
         Mutant(
+            "what an earlier owner began is not in its drain",
+            "        partition.unsettled += 1\n        self._make_ready(lane)\n",
+            "        self._make_ready(lane)\n",
+            "a partition is handed on with an attempt nobody has read back",
+        ),
+        Mutant(
+            "what an earlier owner began is sent without a look",
+            "setbacks=1, unsettled=unsettled",
+            "setbacks=1, unsettled=None",
+            "every take-over sends again what the earlier owner may have stored",
+        ),
+        Mutant(
+            "what an earlier owner began is never taken",
+            "        partition.unsettled += 1\n        self._make_ready(lane)\n",
+            "        partition.unsettled += 1\n",
+            "a conversation stands still from the take-over on, and its partition with it",
+        ),
+        Mutant(
+            "nobody notes when an event was read",
+            "        event.read_at = now\n",
+            "",
+            "what waits behind a batch goes without a window",
+        ),
+        Mutant(
+            "who only names its next request goes to the end",
+            "            self._ready.appendleft(lane)\n",
+            "            self._ready.append(lane)\n",
+            "with many conversations a read-back waits a whole round before its batch is sent",
+        ),
+        Mutant(
             "a stored outcome frees no bytes",
             "        self.buffered_bytes -= freed\n",
             "",

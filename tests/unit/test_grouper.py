@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.core import grouper as module
-from service.core.grouper import Grouper, Partition
+from service.core.grouper import AT_ONCE, Grouper, Partition
 from service.core.model import Batch, Event, FlushReason, Unsettled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-AT_ONCE = float("-inf")
 WINDOW = 10.0
 
 
@@ -243,6 +242,16 @@ def test_a_batch_put_back_stays_as_it_was_cut_and_comes_not_before_its_time() ->
     assert offsets(lanes.take(131)) == list(range(3, 23))
 
 
+def test_a_batch_put_back_to_name_its_next_request_goes_before_the_lanes_that_wait() -> None:
+    lanes = Lanes(window=0)
+    for name in ("a", "b", "c"):
+        lanes.add(100, conversation=name)
+    first = lanes.take(100)
+    lanes.grouper.again(first, AT_ONCE)
+    assert lanes.grouper.deadline() == AT_ONCE
+    assert lanes.conversations(100) == ["a", "b", "c"]
+
+
 def test_a_conversation_that_backs_off_holds_up_no_other() -> None:
     lanes = Lanes(window=0)
     lanes.add(100)
@@ -441,6 +450,44 @@ def test_the_oldest_event_is_the_one_longest_here_be_it_waiting_or_in_flight() -
     assert oldest == [(100, "a"), (105, "b")]
     lanes.grouper.done(in_flight, 112)
     assert lanes.grouper.oldest_age(112) == 7
+
+
+# --- Taken over ---
+
+
+def test_what_an_earlier_owner_began_goes_first_and_the_rest_of_its_conversation_waits() -> None:
+    lanes = Lanes(window=0)
+    lanes.add(100, conversation="b")
+    begun = [Event(0, offset, "a", str(offset), b"{}", 50, None) for offset in (1, 2)]
+    for event in begun:
+        lanes.partition.receive(event)
+    unsettled = Unsettled(90, None, last_word=False)
+    lanes.grouper.resume(lanes.partition, begun, unsettled)
+    lanes.offset = 3
+    lanes.add(100)
+    lanes.grouper.drain(0)
+    batch = lanes.take(100)
+    assert offsets(batch) == [1, 2]
+    assert batch.unsettled is unsettled
+    assert batch.flush_reason is FlushReason.RESUMED
+    assert lanes.nothing(100)
+    assert lanes.busy()
+    lanes.grouper.done(batch, 101)
+    lanes.partition.settle(batch.events)
+    assert not lanes.busy()
+    assert lanes.partition.watermark.position == 0
+
+
+def test_what_was_held_back_at_a_take_over_counts_its_window_from_reading() -> None:
+    lanes = Lanes()
+    event = Event(0, 0, "a", "0", b"{}", 50, None)
+    lanes.partition.receive(event)
+    lanes.grouper.enqueue(lanes.partition, event, 100)
+    lanes.offset = 1
+    lanes.add(108)
+    assert lanes.nothing(109.9)
+    assert offsets(lanes.take(110)) == [0, 1]
+    assert lanes.partition.buffered_events == 2
 
 
 # --- Drain and revoke ---

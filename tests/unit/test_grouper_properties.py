@@ -27,13 +27,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from service.core.grouper import Grouper, Partition
+from service.core.grouper import AT_ONCE, Grouper, Partition
 from service.core.model import Batch, Event, FlushReason, Unsettled
 
 _ALWAYS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 PROFILE: Final = {
     "default": settings(_ALWAYS, max_examples=100, stateful_step_count=50),
-    "long": settings(_ALWAYS, max_examples=3_000, stateful_step_count=100),
+    "long": settings(_ALWAYS, max_examples=1_000, stateful_step_count=100),
     "mutants": settings(
         _ALWAYS, max_examples=150, stateful_step_count=50, derandomize=True, database=None, phases=[Phase.generate]
     ),
@@ -93,6 +93,8 @@ class Conversation:
     in_flight: bool = False
     free: tuple[Stamp, Stamp] = ((-NEVER, 0), (-NEVER, 0))
     """Not to be taken before this: at the earliest, and at the latest."""
+    late: float = -NEVER
+    """When it came into its lane, if that was later than when it was read: until then others may go before."""
 
     def due(self, limits: Limits) -> tuple[Stamp, Stamp] | None:
         """Since when something should be taken: at the earliest, and at the latest."""
@@ -107,7 +109,7 @@ class Conversation:
             if count >= limits.max_items or body_bytes(self.waiting[:count]) >= limits.max_bytes:
                 due = min(due, (max(read_at, free_at), max(call, free_call)))
                 break
-        return due, due
+        return due, (max(due[0], self.late), due[1])
 
     def next_cut(self, limits: Limits) -> tuple[list[int], FlushReason]:
         """What should travel next, as much as goes in one request, and what bounded it."""
@@ -130,6 +132,18 @@ def body_bytes(waiting: list[tuple[Event, Stamp]]) -> int:
     return len(b'{"items":[' + b",".join(event.item for event, _ in waiting) + b"]}")
 
 
+@dataclass(slots=True)
+class Begun:
+    """What a ledger says of an earlier owner: an attempt was under way with the first ``count`` events of one
+    conversation. It turns out only once these are read whether they are still the same (``same``); until then
+    they are received, and in no lane.
+    """
+
+    count: int
+    same: bool
+    held: list[tuple[Event, Stamp]] = field(default_factory=list)
+
+
 @dataclass(slots=True, eq=False)
 class Assignment:
     """One partition from assign to revoke."""
@@ -147,6 +161,8 @@ class Assignment:
     """Offsets of each conversation in the order of the log, until it is decided what becomes of them."""
     buffered: dict[int, int] = field(default_factory=dict)
     """What is held, in bytes, by offset."""
+
+    begun: Begun | None = None
 
     def next_position(self) -> int | None:
         if not self.received:
@@ -235,11 +251,16 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.produce(number, pattern, times)
             self.read(self.live[number], times, at_once=True)
 
-    @rule(number=_numbers, what=st.sampled_from(["assign", "assign", "drain", "drain", "revoke", "stop", "fenced"]))
-    def rebalance(self, number: int, what: str) -> None:
+    @rule(
+        number=_numbers,
+        what=st.sampled_from(["assign", "assign", "drain", "drain", "revoke", "stop", "fenced"]),
+        begun=st.none() | st.builds(Begun, st.integers(1, 4), st.booleans()),
+    )
+    def rebalance(self, number: int, what: str, begun: Begun | None) -> None:
         assignment = self.live.get(number)
         if assignment is None:
             self.assign(number)
+            self.live[number].begun = begun
             self.read(self.live[number], 100, at_once=True)
         elif what in {"drain", "stop"}:
             self.grouper.drain(number)
@@ -330,11 +351,46 @@ class AnyInterleaving(RuleBasedStateMachine):
             size=len(record.item) + 70,
             source=None,
         )
-        conversation = assignment.conversations.setdefault(name, Conversation())
-        conversation.waiting.append((event, self.stamp()))
         assignment.undecided.setdefault(name, []).append(event.offset)
         assignment.buffered[event.offset] = event.size
+        begun = assignment.begun
+        if begun is not None and all(held.conversation_id == name for held, _ in begun.held):
+            self.hold(assignment, begun, event)
+            return
+        conversation = assignment.conversations.setdefault(name, Conversation())
+        conversation.waiting.append((event, self.stamp()))
         self.grouper.add(assignment.partition, event, self.now)
+
+    def hold(self, assignment: Assignment, begun: Begun, event: Event) -> None:
+        begun.held.append((event, self.stamp()))
+        event.read_at = self.now
+        assignment.partition.receive(event)
+        if len(begun.held) < begun.count:
+            return
+        if begun.same:
+            self.resume(assignment, begun)
+        else:
+            self.release(assignment, begun)
+
+    def resume(self, assignment: Assignment, begun: Begun) -> None:
+        """Go on where the earlier owner was: at once, whoever else is due."""
+        assignment.begun = None
+        events = [event for event, _ in begun.held]
+        name = events[0].conversation_id
+        self.grouper.resume(assignment.partition, events, Unsettled(self.now, None, last_word=False))
+        conversation = assignment.conversations[name] = Conversation()
+        conversation.parts = list(assignment.partition.lanes[name].parts)
+        assert [list(part.events) for part in conversation.parts] == [events]
+        conversation.free = ((-NEVER, 0), self.stamp())
+
+    def release(self, assignment: Assignment, begun: Begun) -> None:
+        """Nothing of an earlier owner: they wait like any other, each since it was read."""
+        assignment.begun = None
+        for event, (read_at, _) in begun.held:
+            conversation = assignment.conversations.setdefault(event.conversation_id, Conversation())
+            conversation.waiting.append((event, (read_at, self.stamp()[1])))
+            conversation.late = self.now
+            self.grouper.enqueue(assignment.partition, event, read_at)
 
     # --- Time ---
 
@@ -432,7 +488,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight)
     @rule(
         pick=_picks,
-        delay=st.sampled_from([0.0, 0.25, 1.0, 5.0, 20.0, -0.5]),
+        delay=st.sampled_from([0.0, 0.25, 1.0, 5.0, 20.0, -0.5, AT_ONCE]),
         unknown_fate=st.booleans(),
         permits=_permits,
     )
@@ -442,8 +498,14 @@ class AnyInterleaving(RuleBasedStateMachine):
         batch.unsettled = Unsettled(self.now, None, last_word=False) if unknown_fate else None
         conversation.in_flight = False
         now, call = self.stamp()
-        conversation.free = ((now + delay, call), (max(now + delay, now), call))
-        self.grouper.again(batch, now + delay)
+        at = now + delay
+        if at == AT_ONCE:
+            # Before all that wait, and before or behind others of its kind.
+            conversation.free = ((at, call), (at, sys.maxsize))
+        else:
+            # A time that has passed already counts from then or from now.
+            conversation.free = ((at, call), (max(at, now), call))
+        self.grouper.again(batch, at)
         self.take(permits)
 
     @precondition(lambda self: self.in_flight)
@@ -539,7 +601,10 @@ class AnyInterleaving(RuleBasedStateMachine):
         for number in range(PARTITIONS):
             if number not in self.live or self.live[number].draining:
                 self.assign(number)
-            self.read(self.live[number], sys.maxsize, at_once=True)
+            assignment = self.live[number]
+            self.read(assignment, sys.maxsize, at_once=True)
+            if assignment.begun is not None:
+                self.release(assignment, assignment.begun)
         for _ in range(2 * sum(len(log.records) for log in self.logs) + 10):
             while self.take_one() is not None:
                 self.done(-1, "at once")
