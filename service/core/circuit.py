@@ -44,7 +44,7 @@ class Circuit:
     __slots__ = (
         "_accepted_start", "_before_last_success", "_failing", "_forbidden", "_good_reads", "_interval",
         "_last_success", "_last_success_of", "_open_seconds", "_opened_at", "_opened_by_reads", "_probe_at",
-        "_probing", "_read_worked", "_reads_trusted", "_unread", "detail", "reason",
+        "_probes", "_read_worked", "_reads_trusted", "_unread", "detail", "reason",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Circuit:
         self._open_seconds = 0.0
         self._interval = PROBE_INITIAL_SECONDS
         self._probe_at = 0.0
-        self._probing = False
+        self._probes = 0
         self._read_worked = False
         self._good_reads = 0
         self._reads_trusted = True
@@ -81,18 +81,18 @@ class Circuit:
         """The earliest time an attempt may start: ``now`` while closed, ``inf`` while a probe is under way."""
         if self.reason is None:
             return now
-        return math.inf if self._probing else self._probe_at
+        return math.inf if self._probes else self._probe_at
 
     def started(self) -> None:
         """Note that an attempt started; while open it is the probe."""
         if self.reason is not None:
-            self._probing = True
+            self._probes += 1
             self._read_worked = False
 
     def ended(self, now: float, *, probe: bool) -> None:
         """Note that an attempt which started as a ``probe`` is over, whatever it said."""
+        self._probes -= probe
         if probe and self.reason is not None:
-            self._probing = False
             if self._read_worked:
                 return
             self._interval = min(self._interval * 2, PROBE_MAX_SECONDS)
@@ -144,7 +144,6 @@ class Circuit:
             self._opened_at = now
             self._interval = PROBE_INITIAL_SECONDS
             self._probe_at = now + self._interval
-            self._probing = False
         self.reason = reason
         self.detail = detail
 
@@ -191,5 +190,4 @@ class Circuit:
         self._open_seconds += now - self._opened_at
         self.reason = None
         self.detail = ""
-        self._probing = False
         self._opened_by_reads = False

@@ -354,7 +354,7 @@ class Delivery:
             self.circuit.trip(now, operator_reason(verdict), _detail(verdict))
         elif (
             self._trouble(batch, verdict, now, reading=reading)
-            and (batch.unsettled is None or batch.unsettled.reads >= UNREADABLE_READS)
+            and (batch.unsettled is None or self._is_unreadable(batch.unsettled, now))
             and self._spent(batch, now)
         ):
             return self._exhaust(batch, verdict)
@@ -409,9 +409,18 @@ class Delivery:
     def _exhaust(self, batch: Batch, verdict: Verdict) -> Result:
         if batch.unsettled is None and len(batch.events) > 1:
             return Result(parts=[self._part(batch, [event], last_chance=True) for event in batch.events])
-        fate = "not_stored" if batch.unsettled is None else "unknown"
+        fate = "not_stored"
+        if batch.unsettled is not None:
+            fate = "unknown"
+            # What may lie behind the cursor is not another writer's: in the same words it would be taken for the next.
+            self.cursors.forget(batch.conversation_id)
         dead = Dead(Reason.EXHAUSTED, verdict.code, verdict.message, verdict.status, batch.attempts, fate)
         return Result([DeadLettered(batch.events, dead)])
+
+    def _is_unreadable(self, unsettled: Unsettled, now: float) -> bool:
+        """Whether reading was tried in vain often enough, and what was sent can not land any more."""
+        over = unsettled.last_word or now >= unsettled.started_at + self._policy.settle_seconds
+        return over and unsettled.reads >= UNREADABLE_READS
 
     def _host_limit(self) -> float:
         """The longest wait where no other rule says so: what waits for the host is at hand when a probe is due."""

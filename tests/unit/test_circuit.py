@@ -152,10 +152,21 @@ def test_it_opens_anew_with_short_waits_and_no_probe_under_way() -> None:
         probe(circuit, now)
     circuit.started()
     circuit.success("a", 40.0)
+    circuit.ended(40.0, probe=True)
     circuit.trip(50.0, UNAVAILABLE, "again")
     assert circuit.next_attempt(50.0) == 50.0 + PROBE_INITIAL_SECONDS
     circuit.ended(50.1, probe=False)
     assert circuit.next_attempt(50.1) == 50.0 + PROBE_INITIAL_SECONDS
+
+
+def test_a_probe_that_outlives_the_opening_it_belongs_to_is_still_the_only_one() -> None:
+    circuit = opened()
+    circuit.started()
+    circuit.success("under way before", 1.0)
+    circuit.trip(2.0, UNAVAILABLE, "again")
+    assert circuit.next_attempt(10.0) == math.inf
+    circuit.ended(11.0, probe=True)
+    assert circuit.next_attempt(11.0) == 12.0
 
 
 def test_the_end_of_a_probe_that_closed_it_changes_nothing() -> None:

@@ -76,6 +76,16 @@ def test_absent_counts_only_in_a_read_begun_after_the_settling_delay(fault: Faul
     assert second.action is SEND
 
 
+def test_a_read_begun_too_early_tells_nothing_however_late_it_is_answered() -> None:
+    world = world_of()
+    world.add("c", "a")
+    slow = Fault("slow", None, seconds=SETTLE_SECONDS + 1)
+    world.host.weather = in_turn(cut((ALL, SETTLE_SECONDS - 1)), slow)
+    world.run()
+    world.check_exactly_once()
+    assert world.count(SEND) == 1
+
+
 def test_absent_counts_at_once_after_an_error_in_the_own_form_of_the_api() -> None:
     world = world_of()
     world.add("c", "a", "b")
@@ -267,7 +277,8 @@ def test_one_culprit_among_twenty_costs_at_most_two_log_twenty_and_two_requests(
         world.run()
         world.check_exactly_once()
         world.check_dead(index)
-        assert len(world.requests) <= 2 * math.log2(20) + 2, f"culprit at {index}: {actions(world)}"
+        bound = 5 if named else 2 * math.log2(20) + 2
+        assert len(world.requests) <= bound, f"culprit at {index}: {actions(world)}"
 
 
 @pytest.mark.parametrize(
@@ -436,6 +447,25 @@ def test_what_can_not_be_read_back_is_given_up_with_its_fate_unknown() -> None:
     assert world.count(READ_BACK) >= 3
 
 
+def test_what_was_given_up_unread_is_not_taken_for_the_next_in_the_same_words() -> None:
+    world = World(policy=replace(USUAL, max_attempts=2, read_cursor_first=True), max_items=1)
+    world.know("c", "d")
+    world.add("c", "a", "a")
+    sends = in_turn(cut((ALL, SETTLE_SECONDS - 0.1)), cut())
+
+    def weather(request: Request) -> Fault | None:
+        if request.action is READ_BACK and request.tags == (0,):
+            return own_500()
+        return sends(request) if request.action is SEND else None
+
+    world.host.weather = only("c", weather)
+    world.keep_adding(60, 0.02, "d")
+    world.run()
+    assert world.dead[0].dead.fate == "unknown"
+    assert world.audit()["c"].stored == [0, 1]
+    assert isinstance(world.outcomes[1], Delivered)
+
+
 def test_age_gives_up_what_attempts_would_not() -> None:
     world = world_of(policy=replace(USUAL, max_attempts=1000, max_age_seconds=300))
     world.know("d")
@@ -481,11 +511,11 @@ def test_a_wait_that_is_not_the_conversations_fault_never_gives_it_up(fault: Fau
 
 
 @pytest.mark.parametrize("fault", [LOCKED, throttled(), UNREACHED], ids=repr)
-def test_the_first_trouble_after_a_long_wait_does_not_give_up_for_age(fault: Fault) -> None:
+def test_the_first_troubles_after_a_long_wait_do_not_give_up_for_age(fault: Fault) -> None:
     world = world_of(policy=USUAL)
     world.know("d")
     world.add("c", "a")
-    limping = in_turn(own_500())
+    limping = in_turn(own_500(), None, own_500())
     world.host.weather = only("c", lambda request: fault if request.started_at < 3000 else limping(request))
     world.keep_adding(3000, 1.0, "d")
     world.run()

@@ -281,3 +281,22 @@ def test_a_host_that_fails_now_and_then_delays_and_no_more(fault: Fault, share: 
             continue
         world.check_exactly_once()
         world.check_dead()
+
+
+def test_the_first_trouble_after_an_outage_of_writes_gives_nothing_up() -> None:
+    world, names = busy_world(4)
+    heals = world.now + 600
+    limping = {name: in_turn(own_500()) for name in names}
+
+    def weather(request: Request) -> Fault | None:
+        if request.action is not Action.SEND or request.conversation_id == "fresh":
+            return None
+        return own_500() if request.started_at < heals else limping[request.conversation_id](request)
+
+    world.host.weather = weather
+    world.at(heals, lambda: world.add("fresh", "x"))
+    world.run(heals - world.now)
+    world.keep_adding(30, 0.2, "fresh")
+    world.run()
+    world.check_exactly_once()
+    world.check_dead()

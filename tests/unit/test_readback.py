@@ -189,6 +189,13 @@ def test_an_unknown_conversation_is_not_an_empty_one() -> None:
     cursors.forget("c")
 
 
+def test_a_conversation_heard_of_again_is_remembered_longer_than_one_heard_of_since() -> None:
+    cursors = Cursors(2)
+    for conversation_id in "abac":
+        cursors.learn(conversation_id, "msg")
+    assert [cursors.get(conversation_id) for conversation_id in "abc"] == ["msg", None, "msg"]
+
+
 @given(st.integers(0, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["learn", "get", "forget"]))))
 def test_the_conversations_heard_of_last_are_remembered_and_no_more(limit: int, calls: list[tuple[str, str]]) -> None:
     cursors = Cursors(limit)
