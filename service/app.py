@@ -27,7 +27,8 @@ from service.core.limiter import Limiter
 from service.core.readback import Cursors
 from service.kafka.connection import KafkaError
 from service.kafka.intake import Intake
-from service.kafka.ledger import Ledger
+from service.kafka.ledger import Ledger, LogError
+from service.kafka.ledger_log import KafkaLedgerLog
 from service.kafka.outlet import Outlet, TopicMissingError
 from service.ops import logs
 from service.ops.asgi import AsgiListener
@@ -50,6 +51,11 @@ STOP_SECONDS = 5.0
 """To leave the group and close connections, once drained: a broker that is away must not keep us."""
 REGULATE_SECONDS = 0.25
 STATUS_CONVERSATIONS = 10
+
+
+def boot_clock() -> float:
+    """Seconds since boot, those of a suspended machine included where the system has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Service:
@@ -87,7 +93,15 @@ class Service:
         self.conversations = Conversations(settings.api, version=__version__)
         self.outlet = Outlet(settings.kafka, self.metrics, fatal=self.fail)
         self.ledger = (
-            Ledger(settings.kafka, cursors, self.metrics, lost=self._lost, clock=self.clock)
+            Ledger(
+                settings.kafka,
+                KafkaLedgerLog(settings.kafka),
+                cursors,
+                self.metrics,
+                lost=self._lost,
+                clock=self.clock,
+                boot_clock=boot_clock,
+            )
             if settings.kafka.ledger_topic
             else None
         )
@@ -121,8 +135,10 @@ class Service:
             drain=self.pump.drain,
             fatal=self.fail,
             clock=self.clock,
+            given_up=cursors.clear,
             ledger=self.ledger,
         )
+        self.health.problem = self.intake.problem
         self.intake.held = lambda: self.circuit.is_open or self.health.draining
         self.health.circuit_reason = lambda: self.circuit.reason
         self.listener = AsgiListener(
@@ -190,7 +206,7 @@ class Service:
                     await self.ledger.start()
             except TopicMissingError as missing:
                 waiting_for = f"topic {missing} (create it: convoy topics)"
-            except (KafkaError, OSError) as error:
+            except (KafkaError, OSError, LogError) as error:
                 waiting_for = f"a broker at {kafka.bootstrap_servers} ({type(error).__name__})"
             else:
                 return

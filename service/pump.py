@@ -146,29 +146,37 @@ class Pump:
                 self._metrics.counter("batches_total", batch.flush_reason).inc()
                 self._batch_items.observe(len(batch.events))
                 self._batch_wait.observe(batch.waited_seconds)
+            # Now: what is known of the conversation may be forgotten before the task runs.
+            self._delivery.began(batch, action, now)
             probe = self._circuit.is_open
             self._circuit.started()
             self._limiter.started(now)
-            task = asyncio.create_task(self._work(batch, action, now, probe=probe))
+            task = asyncio.create_task(self._work(batch, action, probe=probe))
             self._under_way.add(task)
             task.add_done_callback(self._finished)
 
-    async def _work(self, batch: Batch, action: Action, started_at: float, *, probe: bool) -> None:
+    async def _work(self, batch: Batch, action: Action, *, probe: bool) -> None:
         """Make one request for a batch and carry out what follows from the answer."""
         signal = Signal.NEUTRAL
+        started_at = self._clock()
         try:
             still = None
             if action is Action.SEND and self._journal is not None:
                 still = await self._journal.before_attempt(batch)
                 if still is None:
+                    self._grouper.done(batch, self._clock())
                     return
-            self._delivery.began(batch, action, started_at)
+            # Not sooner: what is absent so long after an attempt began is taken never to come.
+            started_at = self._clock()
             try:
                 answer = await self._request(batch, action, still)
                 now = self._clock()
                 verdict = judge(answer, self._expected(batch, action, answer), self._overrides)
-                result = self._decide(batch, action, answer, verdict, started_at, now)
-                result = self._delivery.guard(batch, result, now)
+                result = Result()
+                # An answer that comes after its partition was lost is its next owner's to find out.
+                if batch.lane.partition.alive:
+                    result = self._decide(batch, action, answer, verdict, started_at, now)
+                    result = self._delivery.guard(batch, result, now)
             except Exception as error:  # one delivery's bug is fenced: it ends in dead letters, the others go on
                 log.exception("a delivery failed unforeseen", extra={"error": type(error).__name__})
                 now = self._clock()
@@ -179,9 +187,11 @@ class Pump:
                 if verdict.retry_after_seconds is not None:
                     self._limiter.hold_until(now + verdict.retry_after_seconds)
             if result.outcomes and self._journal is not None:
-                if not await self._journal.after_outcome(batch, result.outcomes):
-                    return
+                recorded = await self._journal.after_outcome(batch, result.outcomes)
                 now = self._clock()
+                if not recorded:
+                    self._grouper.done(batch, now)
+                    return
             self._carry_on(batch, result, now)
         finally:
             now = self._clock()
@@ -378,7 +388,7 @@ class Pump:
         """Wait until nothing of ``partitions`` is under way or unstored, or the budget is used up."""
         deadline = self._clock() + self._drain_seconds - min(DRAIN_MARGIN_SECONDS, self._drain_seconds / 4)
         self._wake.set()
-        while any(partition.busy or partition.unstored for partition in partitions):
+        while any(partition.alive and (partition.busy or partition.unstored) for partition in partitions):
             left = deadline - self._clock()
             if left <= 0:
                 log.warning("drain budget used up; what is in flight will be read again")
@@ -421,6 +431,8 @@ def _internal_error(batch: Batch, error: Exception) -> Result:
 
 def _signal(verdict: Verdict) -> Signal:
     """What an answer says about load."""
+    if verdict.code == WITHDRAWN:
+        return Signal.NEUTRAL
     if verdict.kind is Kind.DELIVERED:
         return Signal.OK
     if verdict.kind is Kind.THROTTLED:

@@ -68,6 +68,11 @@ class KafkaSettings(Group):
     ledger_topic: str = Field(
         "", description="Topic of the ledger: exactly one copy of each message, crashes included; empty: off."
     )
+    ledger_accept_gap: bool = Field(
+        False,
+        description="Dangerous: go on where the ledger does not reach back to what is not settled; what was being sent "
+        "then may be stored twice. For one start, to be taken back.",
+    )
     group_instance_id: str = Field("", description="Static membership: one fixed name a replica; empty: dynamic.")
     session_timeout_seconds: float = Field(
         45, ge=1, le=1800, description="Without a heartbeat for so long, the group hands the partitions on."

@@ -7,22 +7,25 @@ is lost. Whoever takes over reads the log from a bookmark kept in the commit's m
 whether it is settled, of each conversation which attempt is open, and which item id was newest.
 
 Pure: no Kafka, no clock. `docs/delivery.md` has the protocol whole, and what each crash leads to; each rule is
-there because a model of the protocol lost or doubled messages without it.
+there because a model of the protocol lost or doubled messages without it, and `tests/model` shows it of this code.
 """
 
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from service.core.model import Dead
 
 NO_CLAIM = -1
 """The claim in force before the first one ever."""
+BOOKMARK_FORM = "1"
+"""What a bookmark begins with; `service.kafka.above` writes the text of positions without a ledger."""
 
 Mention = tuple[int, str]
 """An event as the ledger names it: its offset in the events partition, and a digest of its record.
@@ -33,10 +36,16 @@ The digest is compared when the event is fetched: topics are recreated and offse
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An owner takes over; ``offset`` (its own place in the ledger) names the ownership."""
+    """An owner takes over; ``offset`` (its own place in the ledger) names the ownership.
+
+    ``timestamp`` of a record is the broker's clock in milliseconds, ``None`` where the broker did not set it:
+    the clocks of two owners cannot be compared.
+    """
 
     offset: int
-    timestamp: int
+    timestamp: int | None
+    group: str = ""
+    topic: str = ""
     owner: str = ""
 
 
@@ -45,7 +54,7 @@ class Intent:
     """An attempt is about to be made with exactly these events, behind the item ``after`` (``""``: none yet)."""
 
     offset: int
-    timestamp: int
+    timestamp: int | None
     claim: int
     conversation_id: str
     after: str
@@ -60,7 +69,7 @@ class Outcome:
     """
 
     offset: int
-    timestamp: int
+    timestamp: int | None
     claim: int
     conversation_id: str
     after: str
@@ -87,47 +96,73 @@ class Settled:
 
 @dataclass(slots=True)
 class Past:
-    """What the log says of the time before a claim."""
+    """What the log says of the time before a claim, folded record by record in the order of offsets.
 
+    ``current`` is the claim in force, at first the one in force where reading begins. ``position`` is where the
+    events partition will be read from: what is said of events below it is of no use any more.
+    """
+
+    current: int = NO_CLAIM
+    position: int = 0
     open: dict[str, Intent] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
     settled: dict[int, Settled] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
+    """By event, the least place that mentions it."""
     claims: list[int] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.current != NO_CLAIM:
+            self.claims.append(self.current)
 
-def fold(records: Iterable[Record], claim_in_force: int) -> Past:
-    """Fold the log from the bookmark on, in offset order.
+    def take(self, record: Record) -> None:
+        """Fold in the next record.
 
-    A record of an ownership older than the one in force is void: its writer had lost the partition and did not
-    know it yet. Its attempt, if it was sent at all, belongs to an intent that the next owner settled.
-    """
-    past = Past()
-    current = claim_in_force
-    for record in records:
+        A record of an ownership older than the one in force is void: its writer had lost the partition and did
+        not know it yet. Its attempt, if it was sent at all, belongs to an intent that the next owner settled.
+        """
         if isinstance(record, Claim):
-            current = record.offset
-            past.claims.append(record.offset)
-            continue
-        if record.claim < current:
-            continue
-        current = record.claim
+            self.current = record.offset
+            self.claims.append(record.offset)
+            return
+        if record.claim < self.current:
+            return
+        if record.claim > self.current:
+            # Its claim lies below the bookmark.
+            self.current = record.claim
+            self.claims.append(record.claim)
         for offset, _ in record.events:
-            past.first.setdefault(offset, record.offset)
-        past.after[record.conversation_id] = record.after
+            if offset >= self.position:
+                self.first.setdefault(offset, record.offset)
+        self.after[record.conversation_id] = record.after
         if isinstance(record, Intent):
-            past.open[record.conversation_id] = record
-            continue
-        past.open.pop(record.conversation_id, None)
+            self.open[record.conversation_id] = record
+            return
+        self.open.pop(record.conversation_id, None)
         ids = record.ids or ("",) * len(record.events)
         for index, ((offset, digest), item_id) in enumerate(zip(record.events, ids, strict=True)):
-            past.settled[offset] = Settled(digest, item_id, record.dead, len(record.events), index, record.attempts)
+            if offset >= self.position:
+                self.settled[offset] = Settled(digest, item_id, record.dead, len(record.events), index, record.attempts)
+
+
+def fold(records: Iterable[Record], claim_in_force: int = NO_CLAIM, position: int = 0) -> Past:
+    """Fold the log from the bookmark on."""
+    past = Past(claim_in_force, position)
+    for record in records:
+        past.take(record)
     return past
+
+
+def age_seconds(intent: Intent, claim: Claim) -> float:
+    """How long before ``claim`` the attempt of ``intent`` began, as far as is known: never more than the truth."""
+    if intent.timestamp is None or claim.timestamp is None:
+        return 0.0
+    return max(0, claim.timestamp - intent.timestamp) / 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Offsets ``[start, end)`` that somebody else wrote: they have to be read before anything goes on."""
+    """Offsets ``[start, end)`` between two of our acknowledgements: they have to be read before anything goes on."""
 
     start: int
     end: int
@@ -136,26 +171,28 @@ class Gap:
 class Ownership:
     """One claim on one partition, from its acknowledgement to its loss."""
 
-    __slots__ = ("_claims", "_first", "claim", "lost", "next")
+    __slots__ = ("_claims", "_mentioned", "_mentions", "_read_before_acknowledged", "claim", "lost", "next")
 
-    def __init__(self, claim: int, past: Past, claim_in_force: int) -> None:
+    def __init__(self, claim: int, past: Past) -> None:
         self.claim = claim
         self.next = claim + 1
         """The least ledger offset that none of our records has been acknowledged at or above."""
         self.lost = False
-        self._first = dict(past.first)
-        self._claims = sorted({claim_in_force, *past.claims, claim} - {NO_CLAIM})
+        self._mentioned = set(past.first)
+        # In the order of places, so that the least place of what is not committed is found at its head.
+        self._mentions = deque(sorted((place, offset) for offset, place in past.first.items()))
+        self._claims = sorted({*past.claims, claim})
+        self._read_before_acknowledged: set[int] = set()
 
     def about_to_write(self, offsets: Iterable[int]) -> None:
         """Note, before a record about these events is produced, the least place where it can come to lie."""
         for offset in offsets:
-            self._first.setdefault(offset, self.next)
+            if offset not in self._mentioned:
+                self._mentioned.add(offset)
+                self._mentions.append((self.next, offset))
 
     def acknowledged(self, offset: int) -> Gap | None:
-        """Note the place of our next record; returns what lies between, to be read and told by `gap_read`.
-
-        Acknowledgements must be told in the order of their offsets.
-        """
+        """Note the place of one of our records; returns what to read, and tell `gap_read`, before it counts."""
         if self.lost:
             return None
         if offset == self.next:
@@ -163,51 +200,47 @@ class Ownership:
             return None
         if offset > self.next:
             return Gap(self.next, offset)
+        if offset in self._read_before_acknowledged:
+            # Two acknowledgements that changed places; it was read as ours, with no claim before it.
+            self._read_before_acknowledged.discard(offset)
+            return None
         # A place we have passed: an answer to another life of the topic, or none at all (-1).
         self.lost = True
         return None
 
     def gap_read(self, gap: Gap, records: Iterable[Record]) -> None:
-        """Judge what somebody else wrote: a claim means that the partition is lost."""
-        if any(isinstance(record, Claim) for record in records):
-            self.lost = True
-        else:
-            self.next = gap.end + 1
+        """Judge what lies in a gap: a claim means that the partition is lost."""
+        ours: set[int] = set()
+        for record in records:
+            if isinstance(record, Claim):
+                self.lost = True
+                return
+            if record.claim == self.claim:
+                ours.add(record.offset)
+        self._read_before_acknowledged |= ours
+        self.next = max(self.next, gap.end + 1)
 
     def bookmark(self, committed: int) -> tuple[int, int]:
         """Where the next owner must begin to read, and which claim is in force there.
 
         The first is the least place that mentions an event at or above the committed offset.
         """
-        self._first = {offset: place for offset, place in self._first.items() if offset >= committed}
-        start = min(self._first.values(), default=self.next)
-        start = min(start, self.next)
+        mentions = self._mentions
+        while mentions and mentions[0][1] < committed:
+            self._mentioned.discard(mentions.popleft()[1])
+        start = mentions[0][0] if mentions else self.next
         index = bisect.bisect_right(self._claims, start) - 1
         return start, self._claims[index] if index >= 0 else NO_CLAIM
 
 
 def write_bookmark(start: int, claim_in_force: int) -> str:
-    """The commit's metadata, at most 50 bytes."""
-    return f"1:{start}:{claim_in_force}"
+    """The commit's metadata, at most 50 bytes; other text may follow it, after a space."""
+    return f"{BOOKMARK_FORM}:{start}:{claim_in_force}"
 
 
 def read_bookmark(metadata: str) -> tuple[int, int] | None:
-    """Read a commit's metadata; ``None`` when there is none.
-
-    Raises:
-        ValueError: somebody else writes metadata for this group.
-    """
-    if not metadata:
-        return None
-    version, start, claim = metadata.split(":")
-    if version != "1":
-        raise ValueError(f"bookmark of version {version}")
-    return int(start), int(claim)
-
-
-def first_waiting_match(intent: Intent, waiting: Sequence[Mention]) -> bool | None:
-    """Whether the first events that wait are those of an open intent; ``None`` while too few wait to tell."""
-    for expected, found in zip(intent.events, waiting, strict=False):
-        if expected != found:
-            return False
-    return True if len(waiting) >= len(intent.events) else None
+    """Read a commit's metadata; ``None`` when it is no bookmark, and the ledger has to be read from its beginning."""
+    match metadata.partition(" ")[0].split(":"):
+        case [form, start, claim] if form == BOOKMARK_FORM and start.isdecimal() and claim.lstrip("-").isdecimal():
+            return int(start), int(claim)
+    return None

@@ -67,6 +67,10 @@ class Cursors:
         if len(self._of) > self._limit:
             self._of.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget all: partitions were given up, and another owner writes to their conversations."""
+        self._of.clear()
+
     def forget(self, conversation_id: str) -> None:
         """Drop a cursor that the API does not know any more."""
         self._of.pop(conversation_id, None)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.core.ledger import first_waiting_match
 from service.core.model import Unsettled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from service.core.grouper import Grouper, Partition
     from service.core.ledger import Intent, Past, Settled
     from service.core.model import Event
@@ -23,12 +24,21 @@ class Recovery:
     ``started`` gives, in the clock of this process, when the attempt of an open intent began at the latest.
     """
 
-    __slots__ = ("_grouper", "_held", "_open", "_partition", "_settled", "_started")
+    __slots__ = ("_ends", "_grouper", "_held", "_open", "_partition", "_settled", "_started")
 
-    def __init__(self, grouper: Grouper, partition: Partition, past: Past, started: dict[str, float]) -> None:
+    def __init__(self, grouper: Grouper, partition: Partition, past: Past, started: Mapping[str, float]) -> None:
         self._grouper = grouper
         self._partition = partition
-        self._open: dict[str, Intent] = dict(past.open)
+        # An intent about events below the position is of a topic that has been made anew.
+        self._open: dict[str, Intent] = {
+            conversation_id: intent
+            for conversation_id, intent in past.open.items()
+            if intent.events[0][0] >= past.position
+        }
+        self._ends = sorted(
+            ((intent.events[-1][0], conversation_id) for conversation_id, intent in self._open.items()), reverse=True
+        )
+        """By falling offset, where the open intents end: behind it, nothing of theirs can come any more."""
         self._settled: dict[int, Settled] = dict(past.settled)
         self._started = started
         self._held: dict[str, list[Event]] = {}
@@ -41,6 +51,7 @@ class Recovery:
 
     def admit(self, event: Event, now: float) -> Settled | None:
         """Take in an event: returns its outcome if it has one, else hands it to the grouper in its turn."""
+        self.passed(event.offset - 1)
         settled = self._settled.pop(event.offset, None)
         if settled is not None and settled.digest == event.digest:
             self._partition.receive(event)
@@ -54,14 +65,31 @@ class Recovery:
         event.read_at = now
         held = self._held.setdefault(conversation_id, [])
         held.append(event)
-        matches = first_waiting_match(intent, [(waiting.offset, waiting.digest) for waiting in held])
-        if matches is None:
-            return None
-        del self._open[conversation_id], self._held[conversation_id]
-        if matches:
-            unsettled = Unsettled(self._started[conversation_id], intent.after, last_word=False)
-            self._grouper.resume(self._partition, held, unsettled)
-        else:
-            for waiting in held:
-                self._grouper.enqueue(self._partition, waiting, waiting.read_at)
+        if not _is(event, intent, len(held) - 1) or len(held) == len(intent.events):
+            self._release(conversation_id)
         return None
+
+    def passed(self, offset: int) -> None:
+        """Note that every record up to ``offset`` was read: of an intent that ends there, no more events will come."""
+        while self._ends and self._ends[-1][0] <= offset:
+            _, conversation_id = self._ends.pop()
+            if conversation_id in self._open:
+                self._release(conversation_id)
+
+    def _release(self, conversation_id: str) -> None:
+        """Let go on what waits: the events that are the intent's are settled, before the others are sent."""
+        intent = self._open.pop(conversation_id)
+        held = self._held.pop(conversation_id, [])
+        count = 0
+        while count < min(len(held), len(intent.events)) and _is(held[count], intent, count):
+            count += 1
+        if count:
+            unsettled = Unsettled(self._started[conversation_id], intent.after, last_word=False)
+            self._grouper.resume(self._partition, held[:count], unsettled)
+        for event in held[count:]:
+            self._grouper.enqueue(self._partition, event, event.read_at)
+
+
+def _is(event: Event, intent: Intent, index: int) -> bool:
+    """Whether ``event`` is the one that the intent names at ``index``."""
+    return index < len(intent.events) and intent.events[index] == (event.offset, event.digest)

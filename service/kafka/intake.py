@@ -26,7 +26,7 @@ from service.core.recovery import Recovery
 from service.kafka import above
 from service.kafka.codec import decode, key_matches
 from service.kafka.connection import broker_security
-from service.kafka.ledger import LedgerGapError, digest_of
+from service.kafka.ledger import LedgerStoppedError, LogError, NotOwnerError, digest_of
 from service.kafka.reading import committed_offsets
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from service.core.grouper import Grouper, Partition
     from service.core.ledger import Settled
     from service.core.model import Event
-    from service.kafka.ledger import Ledger
+    from service.kafka.ledger import Ledger, TakenOver
     from service.ops.health import Health
     from service.ops.metrics import Metrics
     from service.settings import Settings
@@ -59,6 +59,11 @@ RESUME_BELOW = 0.5
 STOP_SECONDS = 5.0
 """To leave the group; the pod's grace period counts on it."""
 TAKE_OVER_RETRY_SECONDS = 1.0
+NOT_OWNER_RETRY_SECONDS = 5.0
+"""A claim disturbs the true owner, so one who cannot commit waits for the group's next word; this is the exception."""
+STOPPED_RETRY_SECONDS = 30.0
+"""Between looks whether an operator has mended what keeps a partition from being read."""
+ASK_SECONDS = 15.0
 MAX_POLL_INTERVAL_MILLISECONDS = 300_000
 
 
@@ -78,6 +83,7 @@ class Intake:
         drain: Callable[[list[Partition]], Awaitable[None]],
         fatal: Callable[[BaseException], None],
         clock: Callable[[], float],
+        given_up: Callable[[], None],
         ledger: Ledger | None = None,
     ) -> None:
         self._kafka = settings.kafka
@@ -87,6 +93,7 @@ class Intake:
         self._health = health
         self._refuse = refuse
         self._repeat = repeat
+        self._given_up = given_up
         self._ledger = ledger
         self._taking_over: set[asyncio.Task[None]] = set()
         self._arrived = arrived
@@ -158,19 +165,17 @@ class Intake:
                 # Handed over while it is being given up, or not yet taken over: it is read again.
                 continue
             if record.value is None:
-                partition.watermark.received(record.offset)
-                partition.watermark.settle(record.offset)
-                self._metrics.counter("events_total", "tombstone").inc()
+                self._skip(partition, record.offset, "tombstone")
                 continue
             if self._recalled and self._settled_before(partition, record.offset):
-                partition.watermark.received(record.offset)
-                partition.watermark.settle(record.offset)
-                self._metrics.counter("events_total", "settled_before").inc()
+                self._skip(partition, record.offset, "settled_before")
                 continue
             event = decode(record)
             if isinstance(event, Refusal):
                 self._metrics.counter("events_total", "invalid").inc()
                 self._refuse(partition, event)
+                if partition.recovery is not None:
+                    partition.recovery.passed(record.offset)
                 continue
             if not key_matches(record, event):
                 self._metrics.counter("events_total", "key_mismatch").inc()
@@ -184,6 +189,14 @@ class Intake:
         self._accepted.inc(accepted)
         self.regulate()
         self._arrived()
+
+    def _skip(self, partition: Partition, offset: int, result: str) -> None:
+        """Pass a record that needs no outcome."""
+        partition.watermark.received(offset)
+        partition.watermark.settle(offset)
+        self._metrics.counter("events_total", result).inc()
+        if partition.recovery is not None:
+            partition.recovery.passed(offset)
 
     def _recover(self, partition: Partition, recovery: Recovery, event: Event, now: float) -> None:
         settled = recovery.admit(event, now)
@@ -258,7 +271,9 @@ class Intake:
         if not partition.alive:
             return
         self._drop(partition)
-        self._begin(partition.number)
+        # While it is being given up anyway, it is not ours to claim any more.
+        if not partition.draining:
+            self._begin(partition.number)
 
     def _begin(self, number: int) -> None:
         partition = self._grouper.assign(number)
@@ -277,42 +292,58 @@ class Intake:
         self._committed.pop(partition.number, None)
         self._recalled.pop(partition.number, None)
         self._paused.discard(partition.number)
-        if self._ledger is not None:
-            self._ledger.forget(partition)
+        self.stopped.pop(partition.number, None)
+        self._given_up()
 
     async def _take_over(self, partition: Partition, ledger: Ledger) -> None:
         """Read the ledger until it is known what earlier owners left, then begin to read the partition."""
         place = TopicPartition(self._kafka.events_topic, partition.number)
-        if partition.number not in ledger.twins:
-            await ledger.start()
-        if partition.number not in ledger.twins:
-            self.stopped[partition.number] = "ledger_twin_missing"
-            log.error("the ledger topic has no such partition; it is not read", extra={"partition": partition.number})
-            return
         while partition.alive and not partition.draining:
             consumer = self._subscriber.consumer
-            assert consumer is not None
+            if consumer is None:
+                return
+            wait = TAKE_OVER_RETRY_SECONDS
             try:
-                beginning = (await consumer.beginning_offsets([place]))[place]
-                taken = await ledger.take_over(partition, self._commit_one, beginning)
-            except LedgerGapError as gap:
-                self.stopped[partition.number] = "ledger_gap"
-                log.error("the ledger is cut short, the partition is not read", extra={"gap": str(gap)})  # noqa: TRY400
-                return
-            except (KafkaError, OSError, TimeoutError, IllegalStateError) as error:
+                async with asyncio.timeout(ASK_SECONDS):
+                    beginning = (await consumer.beginning_offsets([place]))[place]
+                taken = await ledger.take_over(partition, beginning, self._commit_one)
+            except LedgerStoppedError as stop:
+                self._stop(partition, stop)
+                if stop.claimed:
+                    return
+                wait = STOPPED_RETRY_SECONDS
+            except NotOwnerError as refused:
+                log.info("not taken over", extra={"partition": partition.number, "why": str(refused)})
+                wait = NOT_OWNER_RETRY_SECONDS
+            except (LogError, KafkaError, OSError, TimeoutError) as error:
                 log.warning("not taken over yet", extra={"partition": partition.number, "error": repr(error)})
-                await asyncio.sleep(TAKE_OVER_RETRY_SECONDS)
-                continue
-            if not partition.alive or place not in consumer.assignment():
+            else:
+                if taken is not None and partition.alive and place in consumer.assignment():
+                    consumer.seek(place, taken.position)
+                    self._begin_reading(partition, taken)
                 return
-            consumer.seek(place, taken.position)
-            recovery = Recovery(self._grouper, partition, taken.past, taken.started)
-            partition.recovery = None if recovery.over else recovery
-            partition.ownership = taken.ownership
-            partition.taking_over = False
-            self.stopped.pop(partition.number, None)
-            self.regulate()
-            return
+            await asyncio.sleep(wait)
+
+    def _begin_reading(self, partition: Partition, taken: TakenOver) -> None:
+        recovery = Recovery(self._grouper, partition, taken.past, taken.started)
+        partition.recovery = None if recovery.over else recovery
+        partition.ownership = taken.ownership
+        if taken.before:
+            self._recalled[partition.number] = (taken.position, taken.before)
+        partition.taking_over = False
+        self.stopped.pop(partition.number, None)
+        self.regulate()
+
+    def _stop(self, partition: Partition, stop: LedgerStoppedError) -> None:
+        if partition.alive and self.stopped.get(partition.number) != stop.reason:
+            self.stopped[partition.number] = stop.reason
+            log.error("a partition is not read", extra={"reason": stop.reason, "detail": str(stop)})
+
+    def problem(self) -> str | None:
+        """Why partitions are assigned and not read, for an operator who has to decide; ``None`` when none is."""
+        if not self.stopped:
+            return None
+        return ", ".join(f"partition {number}: {reason}" for number, reason in sorted(self.stopped.items()))
 
     def _taken_over(self, task: asyncio.Task[None]) -> None:
         self._taking_over.discard(task)
@@ -396,8 +427,11 @@ class Intake:
             return True
 
     def _settled_above(self, partition: Partition, position: int) -> set[int]:
-        """Offsets above the position that are settled, by this owner or, where not read again yet, by one before."""
-        settled = partition.watermark.above
+        """Offsets above the position that are settled, by this owner or, where not read again yet, by one before.
+
+        With a ledger, only those from before there was one: it tells of the others itself.
+        """
+        settled = partition.watermark.above if self._ledger is None else set()
         recalled = self._recalled.get(partition.number)
         if recalled is None:
             return settled
@@ -408,16 +442,24 @@ class Intake:
         return settled
 
     def _metadata(self, partition: Partition, position: int, settled: set[int]) -> str:
+        if not self._metadata_fits:
+            settled = set()
         if self._ledger is not None:
-            return self._ledger.metadata(partition, position)
-        return above.write(position, settled) if self._metadata_fits else ""
+            return self._ledger.metadata(partition, position, settled)
+        return above.write(position, settled)
 
     async def _commit_one(self, partition: Partition, position: int, metadata: str) -> None:
         consumer = self._subscriber.consumer
-        assert consumer is not None
         place = TopicPartition(self._kafka.events_topic, partition.number)
         async with self._committing:
-            await asyncio.wait_for(consumer.commit({place: OffsetAndMetadata(position, metadata)}), COMMIT_SECONDS)
+            if not partition.alive or consumer is None:
+                raise NotOwnerError("given up meanwhile")
+            try:
+                await asyncio.wait_for(consumer.commit({place: OffsetAndMetadata(position, metadata)}), COMMIT_SECONDS)
+            except (CommitFailedError, IllegalStateError) as error:
+                raise NotOwnerError(repr(error)) from error
+            except (KafkaError, TimeoutError) as error:
+                raise LogError(repr(error)) from error
             self._committed[partition.number] = (position, 0)
 
     def lag(self) -> dict[int, int]:

@@ -1,26 +1,23 @@
-"""The ledger as it lies in Kafka: records in and out of its topic, and the one producer that writes them.
+"""The ledger of the partitions this process owns: claims, intents and outcomes, written and read back.
 
-The rules are `service.core.ledger`'s; here they are carried out: each record is sent, its acknowledgement
-awaited, and its place told to the ownership in the order of offsets. Anything that goes wrong with a write means
-that the partition is lost: its object is dead, nothing more is written, replied or committed for it, and if it is
-still assigned it is taken over anew, with a new producer.
+The rules are `service.core.ledger`'s; here they are carried out over a log that can append, read and tell its
+bounds (`service.kafka.ledger_log` is Kafka's). Anything that goes wrong with a write means that the partition is
+lost: its object is dead, nothing more is written, replied or committed for it, and if it is still assigned it is
+taken over anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import socket
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
 from service.core.delivery import Delivered
 from service.core.ledger import (
@@ -30,22 +27,22 @@ from service.core.ledger import (
     Outcome,
     Ownership,
     Past,
-    fold,
+    age_seconds,
     read_bookmark,
     write_bookmark,
 )
 from service.core.model import Dead, Reason
-from service.kafka.connection import connection_arguments
+from service.kafka import above
 from service.settings import INTENT_FRESH_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from aiokafka import ConsumerRecord
 
     from service.core.delivery import Outcome as Decided
     from service.core.grouper import Partition
-    from service.core.ledger import Record
+    from service.core.ledger import Gap, Record
     from service.core.model import Batch, Event
     from service.core.readback import Cursors
     from service.ops.metrics import Metrics
@@ -53,27 +50,72 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WRITE_SECONDS = 15.0
-"""For one record to be acknowledged; then the partition is given up for lost rather than waited for."""
-READ_MILLISECONDS = 200
-LOG_APPEND_TIME = 1
-BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Not every system has a clock that goes on while it sleeps."""
+
+class LogError(Exception):
+    """The log does not answer, or refuses: what was asked may be tried again."""
 
 
-class PartitionLostError(Exception):
-    """Somebody else owns the partition, or it cannot be told."""
+class LedgerStoppedError(Exception):
+    """A partition cannot be taken over until an operator has decided something; ``reason`` is a short word.
+
+    ``claimed``: asking again would write one more claim.
+    """
+
+    def __init__(self, reason: str, detail: str, *, claimed: bool = False) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.claimed = claimed
 
 
-class LedgerGapError(Exception):
-    """The ledger does not reach back to where it must be read from; an operator has to decide."""
+class NotOwnerError(Exception):
+    """The group does not let this process commit: the partition is, or is about to be, somebody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record of the log. ``timestamp`` is the broker's clock in milliseconds, ``None`` where a producer set it."""
+
+    offset: int
+    timestamp: int | None
+    value: bytes
+
+
+class LedgerLog(Protocol):
+    """What the ledger needs of Kafka. Every method ends in bounded time and raises `LogError`, nothing else."""
+
+    async def start(self) -> None:
+        """Connect."""
+
+    async def stop(self) -> None:
+        """Close every connection."""
+
+    async def twins(self) -> frozenset[int]:
+        """The partitions that the ledger topic has."""
+
+    async def committed(self, number: int) -> tuple[int, str]:
+        """The group's position in an events partition and the text beside it, from one answer; -1 without one."""
+
+    async def bounds(self, number: int) -> tuple[int, int]:
+        """Where a ledger partition begins, and where the next record will lie."""
+
+    async def append(self, number: int, value: bytes) -> tuple[int, int | None]:
+        """Write a record; returns its offset and timestamp once all in-sync replicas have it.
+
+        After an error nothing that was under way may be taken for written.
+        """
+
+    async def distrust(self) -> None:
+        """Write what follows by other means: an answer showed that those in use are not to be trusted."""
+
+    def read(self, number: int, start: int, end: int) -> AsyncGenerator[Sequence[Stored], None]:
+        """Read the records in ``[start, end)``, in order."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
     """A record of the topic, in its short names."""
 
     k: str
-    v: int = 1
+    v: int = 0
     group: str = ""
     topic: str = ""
     owner: str = ""
@@ -82,22 +124,49 @@ class _Line(msgspec.Struct, omit_defaults=True):
     after: str | None = None
     ev: list[tuple[int, str]] = []
     ids: list[str] = []
-    dead: dict[str, Any] | None = None
+    dead: _DeadLine | None = None
     n: int = 0
 
 
+class _DeadLine(msgspec.Struct):
+    reason: Reason
+    code: str
+    message: str
+    status: int | None
+    attempts: int
+    fate: str = "not_stored"
+
+
+VERSION = 1
 _decode_line = msgspec.json.Decoder(_Line).decode
 _encode_line = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
 class TakenOver:
-    """A partition with its past: where to go on reading, and what an earlier owner left."""
+    """A partition with its past: where to go on reading, and what an earlier owner left.
+
+    ``started`` is, by conversation and in the clock of this process, when its open attempt began at the latest.
+    ``before`` are offsets above the position that were settled while there was no ledger.
+    """
 
     position: int
     ownership: Ownership
     past: Past
-    started: dict[str, float] = field(default_factory=dict)
+    started: dict[str, float]
+    before: set[int]
+
+
+class _Owned(Ownership):
+    """An ownership, and what keeps its gaps from being read twice at once."""
+
+    __slots__ = ("by_broker", "reading")
+
+    def __init__(self, claim: Claim, past: Past) -> None:
+        super().__init__(claim.offset, past)
+        self.reading = asyncio.Lock()
+        self.by_broker = claim.timestamp is not None
+        """Whether acknowledgements carry the broker's time; one that does not then carries no offset either."""
 
 
 def digest_of(record: ConsumerRecord[bytes, bytes]) -> str:
@@ -115,109 +184,128 @@ class Ledger:
     def __init__(
         self,
         settings: KafkaSettings,
+        ledger_log: LedgerLog,
         cursors: Cursors,
         metrics: Metrics,
         *,
         lost: Callable[[Partition], None],
         clock: Callable[[], float],
+        boot_clock: Callable[[], float],
     ) -> None:
         self._settings = settings
-        self._topic = settings.ledger_topic
+        self._log = ledger_log
         self._cursors = cursors
         self._metrics = metrics
         self._lost = lost
         self._clock = clock
+        self._boot_clock = boot_clock
         self._owner = f"{socket.gethostname()}-{os.getpid()}"
-        self._producer: AIOKafkaProducer | None = None
-        self._renewing = asyncio.Lock()
-        self._order: dict[Partition, asyncio.Lock] = {}
-        self.twins: frozenset[int] = frozenset()
-        """Partitions the ledger topic has; an events partition without its twin is not read."""
 
     async def start(self) -> None:
-        """Connect, and learn which partitions the topic has."""
-        if self._producer is None:
-            self._producer = await self._new_producer()
-        metadata = await self._producer.client.fetch_all_metadata()
-        self.twins = frozenset(metadata.partitions_for_topic(self._topic) or ())
+        """Connect.
+
+        Raises:
+            LogError: no broker answers.
+        """
+        await self._log.start()
 
     async def stop(self) -> None:
-        """Close the connection."""
-        if self._producer is not None:
-            producer, self._producer = self._producer, None
-            await _close(producer)
+        """Close the connections."""
+        await self._log.stop()
 
     # Taking over
 
     async def take_over(
-        self, partition: Partition, commit: Callable[[Partition, int, str], Any], beginning: int
-    ) -> TakenOver:
-        """Claim ``partition`` and learn its past.
+        self, partition: Partition, beginning: int, commit: Callable[[Partition, int, str], Awaitable[None]]
+    ) -> TakenOver | None:
+        """Claim ``partition`` and learn its past; ``None`` when it was given up meanwhile.
 
-        ``commit`` must commit an offset with metadata, or raise. ``beginning`` is where the events partition begins.
+        ``beginning`` is where the events partition begins. ``commit`` must commit an offset with metadata, or
+        raise `NotOwnerError` or `LogError`.
 
         Raises:
-            PartitionLostError: somebody else owns it; another assignment is on its way.
-            LedgerGapError: the ledger is cut short of what has to be read.
-            KafkaError: the broker does not answer; try again.
+            LedgerStoppedError: an operator has to decide.
+            NotOwnerError: somebody else owns it, or will in a moment.
+            LogError: the broker does not answer; try again.
         """
         number = partition.number
-        committed, metadata = await self._committed(number)
-        position = max(committed, beginning) if committed >= 0 else beginning
-        log_start, log_end = await self._bounds(number)
-        bookmark = read_bookmark(metadata)
-        start, in_force = bookmark if bookmark is not None else (log_start, NO_CLAIM)
-        if not log_start <= start <= log_end:
-            raise LedgerGapError(
-                f"{self._topic}-{number} holds [{log_start}, {log_end}), and has to be read from {start}"
-            )
-        line = _Line("claim", group=self._settings.group_id, topic=self._settings.events_topic, owner=self._owner)
-        claimed = await self._produce(number, line)
+        if number not in await self._log.twins():
+            raise LedgerStoppedError("ledger_twin_missing", f"{self._settings.ledger_topic} has no partition {number}")
+        committed, text = await self._log.committed(number)
+        position = max(committed, beginning)
+        before = {offset for offset in above.read(committed, text.rpartition(" ")[2]) if offset >= position}
+        start, in_force = await self._where_to_begin(number, text)
+        if _given_up(partition):
+            return None
+        line = _Line("claim", VERSION, self._settings.group_id, self._settings.events_topic, self._owner)
+        claim = Claim(*await self._append(number, line))
         asked = self._clock()
-        records = await self._read(number, start, claimed.offset)
-        past = fold(records, in_force)
-        ownership = Ownership(claimed.offset, past, in_force)
-        await commit(partition, position, write_bookmark(*ownership.bookmark(position)))
-        for conversation_id, after in past.after.items():
-            self._cursors.learn(conversation_id, after)
-        append_time = claimed.timestamp_type == LOG_APPEND_TIME
-        started = {
-            conversation_id: asked - (max(0, claimed.timestamp - intent.timestamp) / 1000 if append_time else 0.0)
-            for conversation_id, intent in past.open.items()
-        }
-        self._order[partition] = asyncio.Lock()
+        past = Past(in_force, position)
+        async for record in self._read(number, start, claim.offset):
+            if isinstance(record, Claim):
+                self._check_claim(number, record)
+            past.take(record)
+        ownership = _Owned(claim, past)
+        if _given_up(partition):
+            return None
+        await commit(partition, position, _text(ownership, position, before))
+        for conversation_id in past.after.keys() - past.open.keys():
+            self._cursors.learn(conversation_id, past.after[conversation_id])
+        started = {conversation_id: asked - age_seconds(intent, claim) for conversation_id, intent in past.open.items()}
         self._metrics.counter("ledger_recoveries_total", "open_intents" if past.open else "clean").inc()
         log.info(
             "partition taken over",
-            extra={"partition": number, "claim": claimed.offset, "read": len(records), "open_intents": len(past.open)},
+            extra={
+                "partition": number,
+                "claim": claim.offset,
+                "read": claim.offset - start,
+                "open_intents": len(past.open),
+            },
         )
-        return TakenOver(position, ownership, past, started)
+        return TakenOver(position, ownership, past, started, before)
+
+    async def _where_to_begin(self, number: int, text: str) -> tuple[int, int]:
+        begins, ends = await self._log.bounds(number)
+        bookmark = read_bookmark(text)
+        if bookmark is None:
+            return begins, NO_CLAIM
+        if begins <= bookmark[0] <= ends:
+            return bookmark
+        gap = f"{self._settings.ledger_topic}-{number} holds [{begins}, {ends}), and has to be read from {bookmark[0]}"
+        if not self._settings.ledger_accept_gap:
+            raise LedgerStoppedError("ledger_gap", gap)
+        log.error("a gap in the ledger is accepted: messages may be stored twice", extra={"gap": gap})
+        return begins, NO_CLAIM
+
+    def _check_claim(self, number: int, claim: Claim) -> None:
+        if (claim.group, claim.topic) != (self._settings.group_id, self._settings.events_topic):
+            raise LedgerStoppedError(
+                "ledger_shared",
+                f"{self._settings.ledger_topic}-{number} was claimed for group {claim.group}, topic {claim.topic}: "
+                "a ledger serves one group and one topic",
+                claimed=True,
+            )
 
     # The two seams of the pump
 
     async def before_attempt(self, batch: Batch) -> Callable[[], bool] | None:
-        """Record that ``batch`` is about to be sent.
+        """Record that ``batch`` is about to be sent behind its cursor.
 
         Returns what is to be asked before the first byte leaves, or ``None``: it must not be sent, its partition is
         lost. A process that was stopped meanwhile, and woken, must not send: its intent is too old by then.
         """
         partition = batch.lane.partition
         ownership = partition.ownership
-        after = self._cursors.get(batch.conversation_id)
-        if ownership is None or not partition.alive or after is None:
+        if ownership is None or not partition.alive:
             return None
-        started = boot_time()
-        batch.after = after
+        assert batch.after is not None, "with a ledger a cold conversation's cursor is read first"
+        began = self._boot_clock()
         line = _Line(
-            "intent",
-            c=ownership.claim,
-            conv=batch.conversation_id,
-            after=after,
-            ev=[(event.offset, event.digest) for event in batch.events],
+            "intent", c=ownership.claim, conv=batch.conversation_id, after=batch.after, ev=_mentions(batch.events)
         )
-        if not await self._write(partition, line, batch.events):
+        if not await self._write(partition, line):
             return None
-        return lambda: not ownership.lost and partition.alive and boot_time() - started <= INTENT_FRESH_SECONDS
+        return lambda: not ownership.lost and partition.alive and self._boot_clock() - began <= INTENT_FRESH_SECONDS
 
     async def after_outcome(self, batch: Batch, outcomes: Sequence[Decided]) -> bool:
         """Record what became of events; false: their partition is lost, and nothing may be said of them."""
@@ -226,186 +314,133 @@ class Ledger:
             ownership = partition.ownership
             if ownership is None or not partition.alive:
                 return False
+            ids = [_item_id(item) for item in outcome.items] if isinstance(outcome, Delivered) else []
+            newest = self._cursors.get(batch.conversation_id)
+            if newest is None:
+                # Not remembered any more: what was just stored, or what the attempt was sent behind, is as new.
+                newest = next(filter(None, reversed(ids)), batch.after or "")
             line = _Line(
                 "outcome",
                 c=ownership.claim,
                 conv=batch.conversation_id,
-                after=self._cursors.get(batch.conversation_id) or batch.after or "",
-                ev=[(event.offset, event.digest) for event in outcome.events],
+                after=newest,
+                ev=_mentions(outcome.events),
+                ids=ids,
+                dead=None if isinstance(outcome, Delivered) else _dead_line(outcome.dead),
                 n=batch.attempts,
             )
-            if isinstance(outcome, Delivered):
-                line.ids = [_item_id(item) for item in outcome.items]
-            else:
-                dead = outcome.dead
-                line.dead = {
-                    "reason": dead.reason.value,
-                    "code": dead.code,
-                    "message": dead.message,
-                    "status": dead.status,
-                    "attempts": dead.attempts,
-                }
-            if not await self._write(partition, line, outcome.events):
+            if not await self._write(partition, line):
                 return False
         return True
 
-    def metadata(self, partition: Partition, position: int) -> str:
-        """The bookmark to commit with ``position``."""
+    @staticmethod
+    def metadata(partition: Partition, position: int, before: Collection[int]) -> str:
+        """The text to commit with ``position``; ``before`` are offsets above it settled while there was no ledger."""
         ownership = partition.ownership
-        return write_bookmark(*ownership.bookmark(position)) if ownership is not None else ""
-
-    def forget(self, partition: Partition) -> None:
-        """Drop what is kept of a partition that was given up."""
-        self._order.pop(partition, None)
+        return _text(ownership, position, before) if ownership is not None else ""
 
     # Writing
 
-    async def _write(self, partition: Partition, line: _Line, events: Iterable[Event]) -> bool:
+    async def _write(self, partition: Partition, line: _Line) -> bool:
+        """Write a record; returns whether it counts: acknowledged, with no foreign claim before it."""
         ownership = partition.ownership
-        order = self._order.get(partition)
-        if ownership is None or order is None or ownership.lost:
-            return False
-        ownership.about_to_write([event.offset for event in events])
+        assert isinstance(ownership, _Owned)
+        ownership.about_to_write(offset for offset, _ in line.ev)
         try:
-            written = await self._produce(partition.number, line)
-            # Acknowledgements arrive in the order of offsets, and the lock is handed on in the order asked for.
-            async with order:
-                gap = ownership.acknowledged(written.offset)
+            offset, timestamp = await self._append(partition.number, line)
+            if ownership.by_broker and timestamp is None:
+                raise LogError(f"acknowledged without the broker's time, at {offset}")  # noqa: TRY301
+            async with ownership.reading:
+                gap = ownership.acknowledged(offset)
                 if gap is not None:
-                    ownership.gap_read(gap, await self._read(partition.number, gap.start, gap.end))
-        except (KafkaError, OSError, TimeoutError) as error:
+                    ownership.gap_read(gap, await self._read_gap(partition.number, gap))
+            if ownership.lost and offset < ownership.next:
+                await self._log.distrust()
+        except (LogError, LedgerStoppedError) as error:
             ownership.lost = True
-            log.warning("a ledger write failed", extra={"partition": partition.number, "error": repr(error)})
-        if ownership.lost:
-            if partition.alive and partition.ownership is ownership:
-                partition.ownership = None
-                self._metrics.counter("ledger_recoveries_total", "lost").inc()
-                self._lost(partition)
-            return False
-        return partition.alive
+            log.warning("a ledger write failed", extra={"partition": partition.number, "error": str(error)})
+        if ownership.lost and partition.alive and partition.ownership is ownership:
+            partition.ownership = None
+            self._metrics.counter("ledger_recoveries_total", "lost").inc()
+            self._lost(partition)
+        return partition.alive and not ownership.lost
 
-    async def _produce(self, number: int, line: _Line) -> Any:
-        producer = self._producer
-        if producer is None:
-            raise KafkaError("the ledger is closed")
-        try:
-            acknowledged = await producer.send(self._topic, _encode_line(line), partition=number)
-            written = await asyncio.wait_for(acknowledged, WRITE_SECONDS)
-        except (KafkaError, OSError, TimeoutError):
-            await self._renew(producer)
-            raise
+    async def _append(self, number: int, line: _Line) -> tuple[int, int | None]:
+        offset, timestamp = await self._log.append(number, _encode_line(line))
+        if offset < 0:
+            # The broker knows the record and not its place any more.
+            await self._log.distrust()
+            raise LogError("acknowledged without an offset")
         self._metrics.counter("ledger_records_total", line.k).inc()
-        return written
-
-    async def _renew(self, failed: AIOKafkaProducer) -> None:
-        """After an error the producer's sequence numbers are not to be trusted: a new one, or none for now."""
-        async with self._renewing:
-            if self._producer is not failed:
-                return
-            self._producer = await self._new_producer()
-        await _close(failed)
-
-    async def _new_producer(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            **connection_arguments(self._settings), client_id="convoy-ledger", acks="all", enable_idempotence=True
-        )
-        try:
-            await producer.start()
-        except BaseException:
-            await producer.stop()
-            raise
-        return producer
+        return offset, timestamp
 
     # Reading
 
-    async def _committed(self, number: int) -> tuple[int, str]:
-        place = TopicPartition(self._settings.events_topic, number)
-        admin = AIOKafkaAdminClient(**connection_arguments(self._settings))
-        await admin.start()
-        try:
-            # Offset and metadata in one answer: two could straddle somebody's commit.
-            found = (await admin.list_consumer_group_offsets(self._settings.group_id, partitions=[place])).get(place)
-        finally:
-            await admin.close()
-        return (found.offset, found.metadata or "") if found is not None else (-1, "")
+    async def _read_gap(self, number: int, gap: Gap) -> list[Record]:
+        return [record async for record in self._read(number, gap.start, gap.end)]
 
-    async def _bounds(self, number: int) -> tuple[int, int]:
-        place = TopicPartition(self._topic, number)
-        consumer = await self._new_consumer()
-        try:
-            beginnings = await consumer.beginning_offsets([place])
-            ends = await consumer.end_offsets([place])
-        finally:
-            await consumer.stop()
-        return beginnings[place], ends[place]
-
-    async def _read(self, number: int, start: int, end: int) -> list[Record]:
-        """Read the ledger's records in ``[start, end)``."""
+    async def _read(self, number: int, start: int, end: int) -> AsyncIterator[Record]:
         if start >= end:
-            return []
-        place = TopicPartition(self._topic, number)
-        consumer = await self._new_consumer()
-        records: list[Record] = []
-        try:
-            consumer.assign([place])
-            consumer.seek(place, start)
-            while await consumer.position(place) < end:
-                for found in (await consumer.getmany(place, timeout_ms=READ_MILLISECONDS)).values():
-                    records += [_read_record(record) for record in found if record.offset < end]
-        finally:
-            await consumer.stop()
-        return records
-
-    async def _new_consumer(self) -> AIOKafkaConsumer:
-        consumer = AIOKafkaConsumer(
-            **connection_arguments(self._settings),
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            fetch_max_wait_ms=READ_MILLISECONDS,
-        )
-        try:
-            await consumer.start()
-        except BaseException:
-            await consumer.stop()
-            raise
-        return consumer
+            return
+        async with contextlib.aclosing(self._log.read(number, start, end)) as found:
+            async for records in found:
+                for stored in records:
+                    try:
+                        yield read_record(stored)
+                    except (msgspec.DecodeError, ValueError) as error:
+                        place = f"{self._settings.ledger_topic}-{number} at {stored.offset}"
+                        raise LedgerStoppedError("ledger_unreadable", f"{place}: {error}", claimed=True) from error
 
 
-def boot_time() -> float:
-    """Seconds since boot, those of a suspended machine included."""
-    return time.clock_gettime(BOOT_CLOCK)
+def read_record(stored: Stored) -> Record:
+    """Read one record of the topic.
 
-
-def _read_record(record: ConsumerRecord[bytes, bytes]) -> Record:
-    line = _decode_line(record.value or b"")
+    Raises:
+        ValueError, msgspec.DecodeError: it is none of ours, or of a later version.
+    """
+    line = _decode_line(stored.value)
     if line.k == "claim":
-        return Claim(record.offset, record.timestamp, line.owner)
-    events = tuple((offset, digest) for offset, digest in line.ev)
+        if line.v != VERSION:
+            raise ValueError(f"a claim of version {line.v}")
+        return Claim(stored.offset, stored.timestamp, line.group, line.topic, line.owner)
+    if line.k not in {"intent", "outcome"} or not line.ev or line.after is None:
+        raise ValueError(f"no claim, intent or outcome: {line.k}")
+    place = (stored.offset, stored.timestamp, line.c, line.conv, line.after, tuple(line.ev))
     if line.k == "intent":
-        return Intent(record.offset, record.timestamp, line.c, line.conv, line.after or "", events)
-    dead = None
-    if line.dead is not None:
-        told = line.dead
-        dead = Dead(Reason(told["reason"]), told["code"], told["message"], told["status"], told["attempts"])
-    return Outcome(
-        record.offset, record.timestamp, line.c, line.conv, line.after or "", events, tuple(line.ids), dead, line.n
-    )
+        return Intent(*place)
+    dead = line.dead
+    if dead is None:
+        if len(line.ids) != len(line.ev):
+            raise ValueError("an outcome that does not name an item for each event")
+        return Outcome(*place, tuple(line.ids), None, line.n)
+    told = Dead(dead.reason, dead.code, dead.message, dead.status, dead.attempts, dead.fate)
+    return Outcome(*place, (), told, line.n)
+
+
+def _given_up(partition: Partition) -> bool:
+    return partition.draining or not partition.alive
+
+
+def _text(ownership: Ownership, position: int, before: Collection[int]) -> str:
+    text = write_bookmark(*ownership.bookmark(position))
+    return f"{text} {above.write(position, before)}" if before else text
+
+
+def _dead_line(dead: Dead) -> _DeadLine:
+    return _DeadLine(dead.reason, dead.code, dead.message, dead.status, dead.attempts, dead.fate)
+
+
+def _mentions(events: Sequence[Event]) -> list[tuple[int, str]]:
+    return [(event.offset, event.digest) for event in events]
 
 
 class _Identified(msgspec.Struct):
-    id: str = ""
+    id: Any = ""
 
 
 _decode_id = msgspec.json.Decoder(_Identified).decode
 
 
 def _item_id(item: Any) -> str:
-    return _decode_id(item).id
-
-
-async def _close(producer: AIOKafkaProducer) -> None:
-    closing = asyncio.ensure_future(producer.stop())
-    done, _ = await asyncio.wait({closing}, timeout=5.0)
-    if not done:
-        closing.cancel()
-    await asyncio.gather(closing, return_exceptions=True)
+    found = _decode_id(item).id
+    return found if isinstance(found, str) else ""

@@ -30,6 +30,8 @@ class Health:
         """What keeps it from being ready, for people; ``None`` once it has joined the group."""
         self.draining = False
         self.circuit_reason: Callable[[], str | None] = lambda: None
+        self.problem: Callable[[], str | None] = lambda: None
+        """What an operator has to decide before everything is read that should be; ``None`` while nothing is."""
 
     def started(self) -> None:
         """Note that the process begins to run: what came before it was not a stall."""
@@ -56,6 +58,8 @@ class Health:
             status = "draining"
         elif self.waiting_for:
             status = f"waiting for {self.waiting_for}"
+        elif problem := self.problem():
+            status = problem
         elif circuit is not None and self._ready_needs_api:
             status = "circuit open"
         else:
