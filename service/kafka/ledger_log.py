@@ -1,0 +1,192 @@
+"""The ledger's topic in Kafka: one producer that appends, readers made for each take-over.
+
+Decides nothing but how long each question may take. Acknowledgements rest on an idempotent producer with
+``acks=all``; it holds at most one request a partition under way, so what it wrote lies in the order written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from service.kafka.connection import connection_arguments
+from service.kafka.ledger import LogError, Stored
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+
+    from aiokafka import ConsumerRecord
+
+    from service.settings import KafkaSettings
+
+WRITE_SECONDS = 15.0
+"""For one record to be acknowledged; then the partition is given up for lost rather than waited for."""
+ASK_SECONDS = 15.0
+"""For one question, a new connection included; also the longest a read may go on without a record."""
+CLOSE_SECONDS = 5.0
+READ_MILLISECONDS = 200
+LOG_APPEND_TIME = 1
+TROUBLE = (KafkaError, OSError, TimeoutError)
+
+
+class KafkaLedgerLog:
+    """The ledger topic of a cluster, and the positions of the group beside it."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._topic = settings.ledger_topic
+        self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect."""
+        try:
+            await self._current()
+        except TROUBLE as error:
+            raise LogError(repr(error)) from error
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self.distrust()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def twins(self) -> frozenset[int]:
+        """The partitions that the topic has."""
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                metadata = await (await self._current()).client.fetch_all_metadata()
+        except TROUBLE as error:
+            raise LogError(repr(error)) from error
+        return frozenset(metadata.partitions_for_topic(self._topic) or ())
+
+    async def committed(self, number: int) -> tuple[int, str]:
+        """The group's position in an events partition, and the text beside it."""
+        place = TopicPartition(self._settings.events_topic, number)
+        admin = AIOKafkaAdminClient(**connection_arguments(self._settings))
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                await admin.start()
+                # Offset and text in one answer: two could straddle somebody's commit.
+                answer = await admin.list_consumer_group_offsets(self._settings.group_id, partitions=[place])
+        except (*TROUBLE, AttributeError) as error:
+            # aiokafka trips over an answer that carries an error.
+            raise LogError(repr(error)) from error
+        finally:
+            await _close(admin.close())
+        found = answer.get(place)
+        if found is None:
+            # A coordinator that is not ready names no partition at all; one that knows no position names it with -1.
+            raise LogError("the group's coordinator did not answer for the partition")
+        return found.offset, found.metadata or ""
+
+    async def bounds(self, number: int) -> tuple[int, int]:
+        """Where the partition begins and ends."""
+        place = TopicPartition(self._topic, number)
+        try:
+            async with self._consumer() as consumer, asyncio.timeout(ASK_SECONDS):
+                begins = await consumer.beginning_offsets([place])
+                ends = await consumer.end_offsets([place])
+        except TROUBLE as error:
+            raise LogError(repr(error)) from error
+        return begins[place], ends[place]
+
+    async def append(self, number: int, value: bytes) -> tuple[int, int | None]:
+        """Write one record, acknowledged."""
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                producer = await self._current()
+                try:
+                    written = await (await producer.send(self._topic, value, partition=number))
+                except BaseException:
+                    # After an error, or without an answer, its sequence numbers are not to be trusted.
+                    self._forget(producer)
+                    raise
+        except TROUBLE as error:
+            raise LogError(repr(error)) from error
+        return written.offset, written.timestamp if written.timestamp_type == LOG_APPEND_TIME else None
+
+    async def distrust(self) -> None:
+        """Write what follows with another producer."""
+        if self._producer is not None:
+            self._forget(self._producer)
+
+    async def read(self, number: int, start: int, end: int) -> AsyncGenerator[Sequence[Stored], None]:
+        """Read ``[start, end)``."""
+        place = TopicPartition(self._topic, number)
+        now = asyncio.get_running_loop().time
+        try:
+            async with self._consumer() as consumer:
+                consumer.assign([place])
+                consumer.seek(place, start)
+                position, deadline = start, now() + ASK_SECONDS
+                while position < end:
+                    async with asyncio.timeout_at(deadline):
+                        records = (await consumer.getmany(place, timeout_ms=READ_MILLISECONDS)).get(place, ())
+                        reached = await consumer.position(place)
+                    yield [_stored(record) for record in records if record.offset < end]
+                    if reached > position:
+                        position, deadline = reached, now() + ASK_SECONDS
+        except TROUBLE as error:
+            raise LogError(repr(error)) from error
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(
+            **connection_arguments(self._settings),
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=READ_MILLISECONDS,
+        )
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                await consumer.start()
+            yield consumer
+        finally:
+            await _close(consumer.stop())
+
+    async def _current(self) -> AIOKafkaProducer:
+        async with self._connecting:
+            producer = self._producer
+            if producer is None:
+                producer = AIOKafkaProducer(
+                    **connection_arguments(self._settings),
+                    client_id="convoy-ledger",
+                    acks="all",
+                    enable_idempotence=True,
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    await _close(producer.stop())
+                    raise
+                self._producer = producer
+            return producer
+
+    def _forget(self, producer: AIOKafkaProducer) -> None:
+        """Let go of a producer; what it still has under way may be written, or not."""
+        stop = producer.stop
+        if self._producer is producer:
+            self._producer = None
+            closing = asyncio.create_task(_close(stop()), name="close a ledger producer")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+
+def _stored(record: ConsumerRecord[bytes, bytes]) -> Stored:
+    by_broker = record.timestamp_type == LOG_APPEND_TIME
+    return Stored(record.offset, record.timestamp if by_broker else None, record.value or b"")
+
+
+async def _close(closing: Coroutine[Any, Any, None]) -> None:
+    """Close a client; without brokers that may never end."""
+    task = asyncio.ensure_future(closing)
+    done, _ = await asyncio.wait({task}, timeout=CLOSE_SECONDS)
+    if not done:
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
