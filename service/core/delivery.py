@@ -147,7 +147,8 @@ class Delivery:
             return Action.READ_BACK
         if batch.known_guilty and len(batch.events) > 1:
             return Action.SPLIT
-        if self._policy.read_cursor_first and self.cursors.get(batch.conversation_id) is None:
+        cold = batch.after is None and self.cursors.get(batch.conversation_id) is None
+        if self._policy.read_cursor_first and cold:
             return Action.READ_CURSOR
         return Action.SEND
 
@@ -156,7 +157,9 @@ class Delivery:
         if action is Action.SEND:
             batch.attempts += 1
             # Now, not when the answer comes: a lane of the same conversation on another partition may move it.
-            batch.after = self.cursors.get(batch.conversation_id)
+            known = self.cursors.get(batch.conversation_id)
+            if known is not None:
+                batch.after = known
         if batch.began_at is None:
             batch.began_at = now
             batch.open_at_start = self.circuit.open_seconds(now)
@@ -196,6 +199,8 @@ class Delivery:
         if items and not newest:
             return self._put_back(batch, _NO_ID, now, reading=True)
         self.cursors.learn(batch.conversation_id, newest)
+        # The batch remembers it too: of more conversations than are remembered none would ever be written to.
+        batch.after = newest
         self.circuit.reads_work(now)
         # Before the other lanes: where those are cold too, no write would be tried before all of them were read.
         return Result(again_at=AT_ONCE)
@@ -210,7 +215,7 @@ class Delivery:
             if gone and unsettled.after:
                 # The item behind which we read is gone: the newest items have to do.
                 self.cursors.forget(batch.conversation_id)
-                unsettled.after = None
+                unsettled.after = batch.after = None
                 return Result(again_at=AT_ONCE)
             if verdict.kind is not Kind.CONVERSATION_NOT_FOUND:
                 unsettled.reads += 1
@@ -269,7 +274,7 @@ class Delivery:
         self.circuit.success(batch.conversation_id, now, started_at=started_at)
         if len(batch.events) == 1 or verdict.kind is Kind.CONVERSATION_NOT_FOUND:
             return Result([_dead(batch, verdict)])
-        if batch.after is not None and not batch.atomic_refusal:
+        if batch.after is not None and (self._policy.exact or not batch.atomic_refusal):
             # The API may have stored a prefix before it refused. Without a cursor this is not asked: an
             # older message with the same words would be taken for it, and the new one would be lost.
             batch.unsettled = Unsettled(started_at, batch.after, last_word=True, refused=verdict)
@@ -419,6 +424,8 @@ class Delivery:
 
     def _is_unreadable(self, unsettled: Unsettled, now: float) -> bool:
         """Whether reading was tried in vain often enough, and what was sent can not land any more."""
+        if self._policy.exact:
+            return False
         over = unsettled.last_word or now >= unsettled.started_at + self._policy.settle_seconds
         return over and unsettled.reads >= UNREADABLE_READS
 

@@ -193,7 +193,8 @@ class Grouper:
         """
         conversation_id = events[0].conversation_id
         lane = partition.lanes[conversation_id] = Lane(partition, conversation_id)
-        lane.parts.append(Batch(lane, events, FlushReason.RESUMED, 0.0, setbacks=1, unsettled=unsettled))
+        batch = Batch(lane, events, FlushReason.RESUMED, 0.0, setbacks=1, unsettled=unsettled, after=unsettled.after)
+        lane.parts.append(batch)
         partition.unsettled += 1
         self._make_ready(lane)
 

@@ -138,7 +138,7 @@ class Batch:
     open_at_start: float = 0.0
     unsettled: Unsettled | None = None
     after: str | None = None
-    """The cursor behind which the last attempt was sent."""
+    """The cursor behind which the last attempt was sent, or the next one will be where nothing newer is known."""
     unexpected_answers: int = 0
     twin: Batch | None = None
     """The other half of a split: once this half is accepted, that one holds the culprit."""
