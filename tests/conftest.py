@@ -18,7 +18,9 @@ from service_process import API_KEY, Trial
 from service.emulator.server import EmulatorServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 TESTS = Path(__file__).parent
 MARKERS = frozenset({"unit", "contract", "integration", "fault", "deploy"})
@@ -31,6 +33,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     folder = item.path.relative_to(TESTS).parts[0]
     if folder in MARKERS:
         item.add_marker(folder)
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
+    """A test marked `asyncio(loop_factories=["asyncio", "uvloop"])` runs on each: the service runs on uvloop."""
+    loops: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
+    marker = item.get_closest_marker("asyncio")
+    if marker is not None and "loop_factories" in marker.kwargs:
+        import uvloop  # noqa: PLC0415 - not to be had on every system
+
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ request that is cancelled (encode/httpcore#1093).
 
 from __future__ import annotations
 
+import io
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 MAX_ANSWER_BYTES = 32 << 20
 """20 items of the largest size an API takes are well below; more is not an answer but an attack or a mistake."""
 SET_BY_AIOHTTP = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+DECODED_BY_AIOHTTP = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
+"""They speak of the bytes on the wire; httpx would decode once more what is decoded already."""
+LARGE_BODY_BYTES = 1 << 20
+"""A larger one is written piece by piece, so that the others are not kept waiting meanwhile."""
 KEEPALIVE_SECONDS = 30.0
 """Shorter than the idle limit of common load balancers (60 s), so that a pooled connection is rarely half closed."""
 
@@ -127,19 +132,21 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 if name.lower() not in SET_BY_AIOHTTP
             )
         assert isinstance(request.stream, httpx.SyncByteStream), "a ready body, not one that is still being made"
+        content = b"".join(request.stream)
         still = request.extensions.get("still")
         token = _still.set(still)
         try:
             async with self._session.request(
                 request.method,
                 URL(url, encoded=True),
-                data=b"".join(request.stream) or None,
+                data=(content if len(content) <= LARGE_BODY_BYTES else io.BytesIO(content)) or None,
                 headers=self._headers,
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as answer:
                 body = await _read(answer)
-                return httpx.Response(answer.status, headers=answer.raw_headers, content=body, request=request)
+                headers = [header for header in answer.raw_headers if header[0].lower() not in DECODED_BY_AIOHTTP]
+                return httpx.Response(answer.status, headers=headers, content=body, request=request)
         except aiohttp.ClientConnectorError as error:
             raise httpx.ConnectError(str(error), request=request) from error
         except aiohttp.ConnectionTimeoutError as error:
@@ -151,7 +158,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         except aiohttp.InvalidURL as error:
             raise httpx.UnsupportedProtocol(str(error), request=request) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise httpx.ReadError(str(error) or type(error).__name__, request=request) from error
+            # aiohttp names the URL in some of its errors, and the conversation stands in it.
+            words = str(error).replace(url, "the API") or type(error).__name__
+            raise httpx.ReadError(words, request=request) from error
         finally:
             _still.reset(token)
 
