@@ -23,8 +23,7 @@ from service.core.grouper import AT_ONCE
 from service.core.limiter import Signal
 from service.core.model import Answered, Dead, Reason, Unanswered
 from service.core.verdict import Kind, judge
-from service.kafka import codec
-from service.kafka.dead_letters import dead_letter_headers
+from service.kafka import codec, dead_letters
 from service.kafka.outlet import OutgoingRecord
 from service.kafka.routing import Router
 
@@ -276,10 +275,16 @@ class Pump:
         """Dead-letter a record that is no event."""
         partition.watermark.received(refusal.offset)
         partition.unstored += 1
+        # It waits in memory as an event does, until its dead letter is stored.
+        size = codec.size_of(refusal.source)
+        partition.buffered_events += 1
+        partition.buffered_bytes += size
         dead = Dead(Reason.INVALID_EVENT, "invalid_event", refusal.message)
 
         def stored() -> None:
             partition.watermark.settle(refusal.offset)
+            partition.buffered_events -= 1
+            partition.buffered_bytes -= size
             self._stored(partition, 1)
 
         self._dead_letter(refusal.source, dead, stored)
@@ -315,7 +320,7 @@ class Pump:
         self._lateness.observe(max(0.0, wall_clock - events[0].source.timestamp / 1000))
         key = events[0].conversation_id.encode()
         records = [
-            OutgoingRecord(key, value, headers, codec.without_item)
+            OutgoingRecord(key, value, headers, codec.make_lean)
             for value, headers in codec.replies(outcome, self._kafka.events_topic, wall_clock)
         ]
         runs = self._runs(events)
@@ -350,15 +355,15 @@ class Pump:
             if self._failed_replies:
                 key = event.conversation_id.encode()
                 value = codec.failed_reply(event, outcome.dead, self._kafka.events_topic, time.time())
-                record = OutgoingRecord(key, value, codec.reply_headers(event), stored=stored)
+                record = OutgoingRecord(key, value, codec.reply_headers(event), codec.make_lean, stored)
                 self._send(self._router.destination(event.source.headers), key, [record])
 
     def _dead_letter(self, source: Any, dead: Dead, stored: Callable[[], None]) -> None:
         self._metrics.counter("dead_letters_total", dead.reason).inc()
-        headers = dead_letter_headers(
+        headers = dead_letters.dead_letter_headers(
             source, dead, group=self._kafka.group_id, wall_clock=time.time(), style=self._header_style
         )
-        record = OutgoingRecord(source.key, source.value, headers, stored=stored)
+        record = OutgoingRecord(source.key, source.value, headers, dead_letters.make_lean, stored)
         topic = self._kafka.dead_letter_topic
         self._outlet.store(topic, self._outlet.partition_for(topic, source.key), [record])
 

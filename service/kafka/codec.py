@@ -7,6 +7,8 @@ passed on as the bytes they came as; they are never decoded, because they may be
 
 from __future__ import annotations
 
+import re
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from service.core.delivery import Delivered
     from service.core.model import Dead
+    from service.kafka.outlet import OutgoingRecord
 
 Headers = list[tuple[str, bytes | None]]
 """As aiokafka takes and gives them; a name may stand more than once."""
@@ -27,12 +30,24 @@ Headers = list[tuple[str, bytes | None]]
 EVENT_OVERHEAD_BYTES = 600
 """What an event holds of memory beside its bytes: the record, the event and their place in a lane."""
 MAX_ID_BYTES = 256
+MAX_DEPTH = 100
+"""Of nesting. Parsers recurse: without a limit of ours, how deep an event may be would depend on who reads it when."""
 MAX_MESSAGE_CHARACTERS = 500
+MAX_CODE_CHARACTERS = 200
+LEAN_CHARACTERS = 1000
+LEAN_HEADERS = 10
+"""What is left, at most, of an event id and of the headers in a reply that a broker finds too large."""
 CORRELATION_HEADERS = ("correlation_id", "kafka_correlationId")
 """FastStream's and Spring's."""
 CONTENT_TYPE_JSON: tuple[str, bytes | None] = ("content-type", b"application/json")
 
 _ABSENT = msgspec.Raw(b"")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+"""An unended one matches too: looking on behind each of its escaped quotes would take the square of its length."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_DEEPER = [0] * 256
+for _byte, _step in zip(b"[{]}", (1, 1, -1, -1), strict=True):
+    _DEEPER[_byte] = _step
 
 
 class _Envelope(msgspec.Struct):
@@ -61,6 +76,7 @@ class _Item(msgspec.Struct):
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
 
 
@@ -82,8 +98,11 @@ def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
     assert value is not None
     # msgspec skips over what it does not decode without looking at its encoding; the API would not.
     str(value, "utf-8")
+    _check_depth(value)
     wrapped = unwrap(record.headers, value) if record.headers else None
     data = value if wrapped is None else wrapped.data
+    if data is not value:
+        _check_depth(data)
     envelope = _decode_envelope(data)
     item = _item_of(envelope, data, bare=wrapped is not None)
     conversation_id = envelope.conversation_id
@@ -105,7 +124,7 @@ def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
         conversation_id,
         f"{record.topic}-{record.partition}-{record.offset}" if event_id is None or event_id == "" else str(event_id),
         item,
-        len(value) + len(item) + EVENT_OVERHEAD_BYTES,
+        size_of(record) + len(item),
         record,
         occurred_at,
     )
@@ -114,6 +133,8 @@ def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
 def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes:
     """The item to send, checked: as it came but for a ``type`` that was left out, which the API insists on."""
     item = bytes(envelope.item)
+    if item == b"null":
+        item = b""
     if not item and bare and envelope.conversation_id is None:
         item = data.strip()
     if item:
@@ -127,6 +148,14 @@ def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes:
     return item
 
 
+def _check_depth(value: bytes) -> None:
+    if value.count(b"[") + value.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = _STRING.sub(b"", value).translate(None, _NO_BRACKETS)
+    if max(accumulate(map(_DEEPER.__getitem__, brackets)), default=0) > MAX_DEPTH:
+        raise InvalidEventError(f"nested deeper than {MAX_DEPTH}")
+
+
 def _check_conversation_id(conversation_id: str) -> None:
     size = len(conversation_id) if conversation_id.isascii() else len(conversation_id.encode())
     if not 1 <= size <= MAX_ID_BYTES:
@@ -135,6 +164,16 @@ def _check_conversation_id(conversation_id: str) -> None:
         raise InvalidEventError("conversation_id: holds a control character")
     if conversation_id in {".", ".."}:
         raise InvalidEventError("conversation_id: is a path segment with a meaning of its own")
+
+
+def size_of(record: ConsumerRecord[bytes, bytes]) -> int:
+    """What a record holds of memory, in bytes: headers and key may be larger than the value."""
+    size = EVENT_OVERHEAD_BYTES + len(record.value or b"")
+    if record.key is not None:
+        size += len(record.key)
+    for name, content in record.headers:
+        size += len(name) + len(content or b"")
+    return size
 
 
 def key_matches(record: ConsumerRecord[bytes, bytes], event: Event) -> bool:
@@ -172,11 +211,22 @@ def json_text(text: str) -> bytes:
     return _encode(text)
 
 
-def without_item(reply: bytes) -> bytes:
-    """Leave the item out of a reply that a broker finds too large."""
-    value = msgspec.json.decode(reply)
-    del value["item"]
-    return _encode(value)
+def make_lean(reply: OutgoingRecord) -> bool:
+    """Leave out of a reply that a broker finds too large its item, then whatever else is long; false: nothing is."""
+    assert reply.value is not None
+    fields: dict[str, msgspec.Raw] = _decode_fields(reply.value)
+    if fields.pop("item", None) is not None:
+        reply.value = _encode(fields)
+        return True
+    event_id: str = msgspec.json.decode(fields["event_id"])
+    fields["event_id"] = msgspec.Raw(_encode(event_id[:LEAN_CHARACTERS]))
+    if len(bytes(fields.get("occurred_at", _ABSENT))) > LEAN_CHARACTERS:
+        del fields["occurred_at"]
+    short = [(name, value) for name, value in reply.headers[:-1] if len(value or b"") <= LEAN_CHARACTERS]
+    lean = _encode(fields), [*short[:LEAN_HEADERS], CONTENT_TYPE_JSON]
+    changed = lean != (reply.value, reply.headers)
+    reply.value, reply.headers = lean
+    return changed
 
 
 def failed_reply(event: Event, dead: Dead, topic: str, wall_clock: float) -> bytes:
@@ -185,7 +235,11 @@ def failed_reply(event: Event, dead: Dead, topic: str, wall_clock: float) -> byt
         "event_id": event.event_id,
         "conversation_id": event.conversation_id,
         "status": "failed",
-        "error": {"reason": dead.reason.value, "code": dead.code, "message": dead.message[:MAX_MESSAGE_CHARACTERS]},
+        "error": {
+            "reason": dead.reason.value,
+            "code": dead.code[:MAX_CODE_CHARACTERS],
+            "message": dead.message[:MAX_MESSAGE_CHARACTERS],
+        },
         "attempts": dead.attempts,
         "source": {"topic": topic, "partition": event.partition, "offset": event.offset},
     }

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
     from service.core.model import Dead
     from service.kafka.codec import Headers
+    from service.kafka.outlet import OutgoingRecord
 
 PREFIX = "dlq."
 REDRIVES_HEADER = "dlq.redrives"
 OMITTED_HEADER = "dlq.value.omitted"
 MAX_MESSAGE_CHARACTERS = 500
+MAX_CODE_CHARACTERS = 200
+MAX_REDRIVES_DIGITS = 6
 TIMESTAMP_TYPES = {0: "CreateTime", 1: "LogAppendTime"}
 
 
@@ -32,7 +35,7 @@ def dead_letter_headers(
     message = dead.message[:MAX_MESSAGE_CHARACTERS]
     told: list[tuple[str, str]] = [
         ("dlq.reason", dead.reason.value),
-        ("dlq.error.code", dead.code),
+        ("dlq.error.code", dead.code[:MAX_CODE_CHARACTERS]),
         ("dlq.error.message", message),
         ("dlq.attempts", str(dead.attempts)),
         ("dlq.fate", dead.fate),
@@ -46,11 +49,10 @@ def dead_letter_headers(
     if dead.status is not None:
         told.append(("dlq.http.status", str(dead.status)))
     original = [(name, value) for name, value in record.headers if not name.startswith(PREFIX)]
-    redrives = [value for name, value in record.headers if name == REDRIVES_HEADER]
     headers: Headers = [
         *original,
         *((name, value.encode("utf-8", "replace")) for name, value in told),
-        (REDRIVES_HEADER, redrives[-1] if redrives and redrives[-1] is not None else b"0"),
+        (REDRIVES_HEADER, b"%d" % _redrives(record)),
     ]
     if style == "connect":
         headers += _connect(record, dead, message)
@@ -59,10 +61,31 @@ def dead_letter_headers(
     return headers
 
 
-def omitted_value_headers(headers: Headers, size: int) -> Headers:
-    """The headers of a dead letter whose value no broker takes: what is left out, and where the original lies."""
-    note = {"bytes": size, "see": "dlq.original.topic, .partition, .offset"}
-    return [*headers, (OMITTED_HEADER, json.dumps(note).encode())]
+def make_lean(letter: OutgoingRecord) -> bool:
+    """Leave out of a dead letter that a broker finds too large its value, then its key and the headers it came with.
+
+    A header says what is left out, and where the original lies. False: there is nothing more to leave out.
+    """
+    note: dict[str, int | str] = {"see": "dlq.original.topic, .partition, .offset"}
+    ours = next(index for index, (name, _) in enumerate(letter.headers) if name.startswith(PREFIX))
+    if letter.value is not None:
+        note["bytes"] = len(letter.value)
+        letter.value = None
+    elif letter.key is not None or ours:
+        told = dict(letter.headers)[OMITTED_HEADER]
+        note |= {**json.loads(told or b"{}"), "key_bytes": len(letter.key or b""), "headers": ours}
+        letter.key = None
+        letter.headers = [(name, value) for name, value in letter.headers[ours:] if name != OMITTED_HEADER]
+    else:
+        return False
+    letter.headers = [*letter.headers, (OMITTED_HEADER, json.dumps(note).encode())]
+    return True
+
+
+def _redrives(record: ConsumerRecord[bytes, bytes]) -> int:
+    """How often an event was sent again, as its header says; a header that says anything else says nothing."""
+    told = [value or b"" for name, value in record.headers if name == REDRIVES_HEADER]
+    return int(told[-1]) if told and told[-1].isdigit() and len(told[-1]) <= MAX_REDRIVES_DIGITS else 0
 
 
 def _connect(record: ConsumerRecord[bytes, bytes], dead: Dead, message: str) -> Headers:

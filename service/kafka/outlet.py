@@ -19,7 +19,6 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
 
 from service.kafka.connection import connection_arguments
-from service.kafka.dead_letters import omitted_value_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +35,8 @@ RETRY_FIRST_SECONDS = 0.1
 RETRY_MAX_SECONDS = 5.0
 PARTITIONS_KNOWN = 100_000
 """Conversations whose reply partition is remembered: hashing a key costs more than writing its record."""
+KNOWN_KEY_BYTES = 256
+"""No conversation id is longer; the keys of records that are no events may be of any length."""
 
 _choose_partition = DefaultPartitioner()
 
@@ -44,14 +45,14 @@ _choose_partition = DefaultPartitioner()
 class OutgoingRecord:
     """One record to store.
 
-    ``lean`` makes, of the value, the one to store where the broker finds it too large; ``stored`` is called
-    once the record is acknowledged by all in-sync replicas.
+    ``lean`` leaves something out of it where the broker finds it too large, and says whether there was something;
+    ``stored`` is called once the record is acknowledged by all in-sync replicas.
     """
 
     key: bytes | None
     value: bytes | None
     headers: Headers
-    lean: Callable[[bytes], bytes] | None = None
+    lean: Callable[[OutgoingRecord], bool]
     stored: Callable[[], None] | None = None
 
 
@@ -125,10 +126,12 @@ class Outlet:
         place = (topic, key)
         partition = self._partition_of.get(place)
         if partition is None:
-            if len(self._partition_of) >= PARTITIONS_KNOWN:
-                self._partition_of.clear()
             all_partitions = self._partitions[topic]
-            partition = self._partition_of[place] = _choose_partition(key, all_partitions, all_partitions)
+            partition = _choose_partition(key, all_partitions, all_partitions)
+            if len(key) <= KNOWN_KEY_BYTES:
+                if len(self._partition_of) >= PARTITIONS_KNOWN:
+                    self._partition_of.clear()
+                self._partition_of[place] = partition
         return partition
 
     def store(self, topic: str, partition: int, records: list[OutgoingRecord]) -> None:
@@ -164,9 +167,10 @@ class Outlet:
                 assert producer is not None
                 try:
                     count = await self._send_some(producer, queue, limit)
-                except MessageSizeTooLargeError:
-                    limit = self._make_room(queue, limit)
                 except (TimeoutError, KafkaError, OSError) as error:
+                    if isinstance(error, MessageSizeTooLargeError) and self._make_room(queue, limit):
+                        limit = 1
+                        continue
                     self._metrics.counter("output_failures_total", queue.topic).inc()
                     log.warning(
                         "outcomes cannot be stored, trying again",
@@ -203,21 +207,19 @@ class Outlet:
         await acknowledged
         return count
 
-    def _make_room(self, queue: _Queue, limit: int | None) -> int:
-        """After a request too large for the broker: send one at a time, and that one without its bulk."""
+    def _make_room(self, queue: _Queue, limit: int | None) -> bool:
+        """After a request too large for the broker: send one at a time, and that one without its bulk.
+
+        False: one record without any bulk was too large, and only who set the topic's limit can help.
+        """
         if limit != 1:
-            return 1
-        record = queue.waiting[0]
+            return True
         self._metrics.counter("output_failures_total", queue.topic).inc()
+        record = queue.waiting[0]
+        if not record.lean(record):
+            return False
         log.warning("an outcome is too large for the broker, its bulk is left out", extra={"topic": queue.topic})
-        if record.lean is not None and record.value is not None:
-            record.value, record.lean = record.lean(record.value), None
-        elif record.value is not None:
-            record.headers = omitted_value_headers(record.headers, len(record.value))
-            record.value = None
-        else:
-            raise RuntimeError(f"a record of headers alone is too large for {queue.topic}")
-        return 1
+        return True
 
     async def _renew(self, failed: AIOKafkaProducer) -> None:
         """Replace a producer that failed: after an error its sequence numbers may be out of step for good."""

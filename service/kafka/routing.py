@@ -44,12 +44,14 @@ class Router:
                 asked = value
             elif name == PARTITION_HEADER and value is not None and len(value) == PARTITION_BYTES:
                 partition = int.from_bytes(value, "big", signed=True)
-        if asked is None:
+        if not asked:
             return self.default
         topic = asked.decode("utf-8", "replace")
         if topic == self.default.topic:
-            result = "default"
-        elif topic not in self._allowed:
+            self._metrics.counter("replies_redirected_total", "default").inc()
+            # One who waits on the default topic may wait on one partition of it.
+            return Destination(topic, partition) if partition in self._outlet.partitions_of(topic) else self.default
+        if topic not in self._allowed:
             result = "not_allowed"
         elif not (known := self._outlet.partitions_of(topic)):
             result = "unknown_topic"
