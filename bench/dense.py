@@ -94,9 +94,14 @@ def run(kafka: KafkaServer, options: argparse.Namespace) -> int:
         reply_topic=f"{prefix}.replies",
         dead_letter_topic=f"{prefix}.dead-letters",
         group_id=prefix,
+        ledger_topic=f"{prefix}.ledger" if options.ledger else "",
     )
-    names = (settings.events_topic, settings.reply_topic, settings.dead_letter_topic)
-    asyncio.run(create_topics(kafka.bootstrap_servers, dict.fromkeys(names, options.partitions), {}))
+    names = [settings.events_topic, settings.reply_topic, settings.dead_letter_topic]
+    configs = {}
+    if options.ledger:
+        names.append(settings.ledger_topic)
+        configs[settings.ledger_topic] = {"retention.ms": "-1", "message.timestamp.type": "LogAppendTime"}
+    asyncio.run(create_topics(kafka.bootstrap_servers, dict.fromkeys(names, options.partitions), configs))
     asyncio.run(publish(settings, options.events, options.conversations, options.partitions, options.seed))
     standin = subprocess.Popen(
         [sys.executable, HERE / "standin.py", "--latency", str(options.latency)], stdout=subprocess.PIPE
@@ -110,15 +115,16 @@ def run(kafka: KafkaServer, options: argparse.Namespace) -> int:
         "CONVOY_KAFKA__REPLY_TOPIC": settings.reply_topic,
         "CONVOY_KAFKA__DEAD_LETTER_TOPIC": settings.dead_letter_topic,
         "CONVOY_KAFKA__GROUP_ID": settings.group_id,
+        "CONVOY_KAFKA__LEDGER_TOPIC": settings.ledger_topic,
         "CONVOY_API__BASE_URL": f"{url}/v1",
         "CONVOY_API__KEY": "bench",
         "CONVOY_OPS__PORT": "0",
         "CONVOY_LOG__LEVEL": "warning",
         **dict(setting.split("=", 1) for setting in options.set),
     }
-    command = [*options.prefix.split(), sys.executable, "-m", "service", "run"]
+    command = [sys.executable, "-m", "service", "run"]
     with tempfile.TemporaryDirectory() as folder:
-        service = subprocess.Popen(command, env=environment, cwd=folder if not options.prefix else None)
+        service = subprocess.Popen(command, env=environment, cwd=folder)
         try:
             wait_for_items(url, options.events, service)
             cpu, resident = cpu_seconds(service.pid), resident_mb(service.pid)
@@ -159,8 +165,8 @@ def main() -> int:
     parser.add_argument("--partitions", type=int, default=12)
     parser.add_argument("--latency", type=float, default=0.05, help="of the API, seconds")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ledger", action="store_true", help="with the ledger on")
     parser.add_argument("--set", action="append", default=[], help="CONVOY_…=value, more than once")
-    parser.add_argument("--prefix", default="", help="a command to run the service under, such as a profiler")
     options = parser.parse_args()
     with find_kafka() as kafka:
         return run(kafka, options)

@@ -86,6 +86,8 @@ class Connection(asyncio.Protocol):
         method, path, _ = head.split(b"\r\n", 1)[0].split(b" ")
         if method == b"POST":
             self.create(path, body)
+        elif b"/items?" in path:
+            self.after_latency(self.newest(path))
         elif path == b"/dump":
             self.write(self.held.dump())
         else:
@@ -114,6 +116,15 @@ class Connection(asyncio.Protocol):
             b",".join(told),
             last,
         )
+        self.after_latency(answer)
+
+    def newest(self, path: bytes) -> bytes:
+        """The newest item, which is all that a cold conversation is asked for."""
+        kept = self.held.items.get(unquote(path.split(b"?", 1)[0].rsplit(b"/", 2)[1].decode()), [])
+        told = [b'{"id":"msg_%d",%b' % (number, item[1:]) for number, item in kept[-1:]]
+        return b'{"object":"list","data":[%b],"has_more":false}' % b",".join(told)
+
+    def after_latency(self, answer: bytes) -> None:
         if self.latency:
             self.loop.call_later(self.latency, self.write, answer)
         else:
