@@ -31,7 +31,7 @@ class FloodGuard:
     with no delivery between; ``None`` switches either off.
     """
 
-    __slots__ = ("_conversations", "_in_a_row", "_run", "_share", "_slices", "_width")
+    __slots__ = ("_conversations", "_flooded", "_in_a_row", "_run", "_share", "_slices", "_width")
 
     def __init__(self, *, share: float | None, run: int | None, window_seconds: float) -> None:
         self._share = share
@@ -41,6 +41,8 @@ class FloodGuard:
         self._in_a_row = 0
         self._conversations: set[str] = set()
         """Of the row."""
+        self._flooded = False
+        """Until something is delivered: while nothing moves the window empties, and would let some through."""
 
     @property
     def on(self) -> bool:
@@ -53,20 +55,26 @@ class FloodGuard:
             self._slice(now).delivered += events
         self._in_a_row = 0
         self._conversations.clear()
+        self._flooded = False
 
     def would_flood(self, conversation_id: str, events: int, now: float) -> bool:
         """Judge events about to be given up, and count them unless they are too many."""
-        return self._too_many_in_a_row(conversation_id, events) | self._too_large_a_share(conversation_id, events, now)
+        if not self._flooded:
+            in_a_row = self._too_many_in_a_row(conversation_id, events)
+            self._flooded = self._too_large_a_share(conversation_id, events, now) or in_a_row
+        if self._flooded:
+            return True
+        self._in_a_row += events
+        if self._share is not None:
+            self._slice(now).dead += events
+        return False
 
     def _too_many_in_a_row(self, conversation_id: str, events: int) -> bool:
         if self._run is None:
             return False
         if len(self._conversations) < CONVERSATIONS:
             self._conversations.add(conversation_id)
-        if self._in_a_row + events > self._run and len(self._conversations) >= CONVERSATIONS:
-            return True
-        self._in_a_row += events
-        return False
+        return self._in_a_row + events > self._run and len(self._conversations) >= CONVERSATIONS
 
     def _too_large_a_share(self, conversation_id: str, events: int, now: float) -> bool:
         if self._share is None:
@@ -78,10 +86,7 @@ class FloodGuard:
         dead = events + sum(piece.dead for piece in recent)
         ended = dead + sum(piece.delivered for piece in recent)
         conversations = set().union(*(piece.conversations for piece in recent))
-        if dead > self._share * ended and len(conversations) >= CONVERSATIONS:
-            return True
-        current.dead += events
-        return False
+        return dead > self._share * ended and len(conversations) >= CONVERSATIONS
 
     def _slice(self, now: float) -> _Slice:
         if not self._slices or now - self._slices[-1].start >= self._width:

@@ -54,3 +54,25 @@ def test_what_was_held_back_is_not_counted_twice() -> None:
     assert all(watch.would_flood("conv_9", 1, now=n) for n in range(10))
     watch.delivered(1, now=20)
     assert not watch.would_flood("conv_9", 1, now=21)
+
+
+def test_a_flood_lasts_until_something_is_delivered_however_long_that_takes() -> None:
+    watch = guard(share=0.5)
+    for n in range(CONVERSATIONS):
+        watch.would_flood(f"conv_{n}", 1, now=0)
+    assert watch.would_flood("conv_0", 1, now=1)
+    # Long after the window: what was given up lies behind it, and one conversation probes alone.
+    assert all(watch.would_flood("conv_0", 1, now=n) for n in range(100, 10_000, 100))
+    watch.delivered(1, now=10_000)
+    assert not watch.would_flood("conv_0", 1, now=10_001)
+
+
+def test_what_one_limit_holds_back_the_other_does_not_count_either() -> None:
+    watch = guard(share=0.5, run=1000)
+    watch.delivered(100, now=0)
+    for n in range(100):
+        assert not watch.would_flood(f"conv_{n}", 1, now=1)
+    for _ in range(2000):
+        assert watch.would_flood("conv_0", 1, now=2)
+    watch.delivered(300, now=3)
+    assert not watch.would_flood("conv_0", 1, now=3)
