@@ -6,6 +6,7 @@ Exit codes: 0 ok (a drained SIGTERM included), 1 a fault, 2 usage or settings.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
@@ -27,10 +28,19 @@ cli = typer.Typer(
 dlq = typer.Typer(help="Dead letters: see them, understand them, send them again.", no_args_is_help=True)
 cli.add_typer(dlq, name="dlq")
 
+
+def _moment(text: str) -> dt.datetime:
+    moment = dt.datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
+
+
 Reason = Annotated[str | None, typer.Option(help="Only this reason, such as rejected.")]
 Conversation = Annotated[str | None, typer.Option(help="Only this conversation.")]
-Since = Annotated[str | None, typer.Option(help="Failed at or after (RFC 3339, UTC).")]
-Until = Annotated[str | None, typer.Option(help="Failed before (RFC 3339, UTC).")]
+Since = Annotated[
+    dt.datetime | None,
+    typer.Option(parser=_moment, metavar="TIME", help="Failed at or after (RFC 3339; without a zone: UTC)."),
+]
+Until = Annotated[dt.datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Failed before.")]
 Text = Annotated[str | None, typer.Option(help="In the error's code or message.")]
 
 
@@ -228,8 +238,8 @@ def dlq_redrive(
     rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second at most.")] = None,
 ) -> None:
     """Send dead letters again; safe to interrupt and to run twice."""
-    from service.commands.dlq import Redrive, Selection, send_again  # noqa: PLC0415
+    from service.commands.dlq import Aim, Redrive, Selection, send_again  # noqa: PLC0415
 
     selection = Selection(tuple(places or ()), reason, conversation, since, until, text)
-    how = Redrive(execute, topic, parking_topic, max_redrives, rate)
+    how = Redrive(execute, Aim(topic, parking_topic, max_redrives), rate)
     raise typer.Exit(send_again(_settings().kafka, selection, how))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import sys
 from dataclasses import dataclass
@@ -11,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from service.kafka.connection import KafkaError
-from service.kafka.redrive import CHUNK, DeadLetter, read_dead_letters, redrive
+from service.kafka.outlet import TopicMissingError
+from service.kafka.redrive import CHUNK, Aim, DeadLetter, Left, Redriver, read_dead_letters
 
 if TYPE_CHECKING:
     from service.settings import KafkaSettings
 
+__all__ = ["Aim", "Redrive", "Selection", "send_again", "show_list", "show_one"]
 
 WIDTH = 400
+"""Of a line where there is no terminal to be narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +34,21 @@ class Selection:
     places: tuple[str, ...] = ()
     reason: str | None = None
     conversation: str | None = None
-    since: str | None = None
-    until: str | None = None
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
     text: str | None = None
     redriven: bool = False
     """Whether those already sent again are meant too."""
 
     def takes(self, letter: DeadLetter, mark: str | None) -> bool:
-        """Whether ``letter`` is meant; times compare as they are written, RFC 3339 in UTC."""
+        """Whether ``letter`` is meant."""
         return (
             (self.redriven or mark is None)
             and (not self.places or letter.place in self.places)
             and (self.reason is None or letter.reason == self.reason)
             and (self.conversation is None or letter.conversation_id == self.conversation)
-            and (self.since is None or letter.failed_at >= self.since)
-            and (self.until is None or letter.failed_at < self.until)
+            and (self.since is None or _moment(letter.failed_at) >= self.since)
+            and (self.until is None or _moment(letter.failed_at) < self.until)
             and (self.text is None or self.text.lower() in f"{letter.code} {letter.message}".lower())
         )
 
@@ -53,10 +58,9 @@ class Redrive:
     """How dead letters are sent again."""
 
     execute: bool
-    topic: str | None
-    parking_topic: str | None
-    cap: int
+    aim: Aim
     rate: float | None
+    """Events a second at most."""
 
 
 def show_list(settings: KafkaSettings, selection: Selection, *, as_json: bool) -> int:
@@ -77,8 +81,14 @@ def send_again(settings: KafkaSettings, selection: Selection, how: Redrive) -> i
 def _with_broker(settings: KafkaSettings, work: Any) -> int:
     try:
         code: int = asyncio.run(work)
+    except TopicMissingError as missing:
+        sys.stderr.write(f"convoy dlq: topic {missing} does not exist\n")
+        return 1
     except (KafkaError, OSError) as error:
         sys.stderr.write(f"convoy dlq: {settings.bootstrap_servers}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("convoy dlq: interrupted\n")
         return 1
     return code
 
@@ -100,7 +110,7 @@ async def _show_list(settings: KafkaSettings, selection: Selection, *, as_json: 
         table.add_column(column, no_wrap=column in {"place", "when", "reason"}, overflow="fold")
     for letter, mark in chosen:
         origin = "{}-{}-{}".format(*letter.origin)
-        table.add_row(
+        cells = (
             letter.place,
             letter.failed_at,
             letter.reason,
@@ -110,6 +120,8 @@ async def _show_list(settings: KafkaSettings, selection: Selection, *, as_json: 
             origin,
             f"{letter.redrives}{f' {mark}' if mark else ''}",
         )
+        # As text: what stands in events is neither markup nor an order to the terminal.
+        table.add_row(*(Text(_plain(cell)) for cell in cells))
     # Into a file or a pipe lines are whole.
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
@@ -126,40 +138,49 @@ async def _show_one(settings: KafkaSettings, place: str) -> int:
         return 1
     letter, mark = chosen[0]
     for name, value in _told(letter, mark).items():
-        sys.stdout.write(f"{name:16} {value}\n")
+        sys.stdout.write(f"{name:16} {_plain(str(value))}\n")
     sys.stdout.write("headers\n")
     for name, content in letter.headers:
-        sys.stdout.write(f"  {name:28} {_readable(content)}\n")
+        sys.stdout.write(f"  {_plain(name):28} {_readable(content)}\n")
     sys.stdout.write(f"key              {_readable(letter.key)}\nvalue\n{_pretty(letter.value)}\n")
     return 0
 
 
 async def _send_again(settings: KafkaSettings, selection: Selection, how: Redrive) -> int:
-    letters = [letter for letter, _ in await _select(settings, selection)]
     if not how.execute:
-        for letter in letters:
-            target = how.topic or f"{letter.origin[0]}-{letter.origin[1]}"
-            worn_out = letter.redrives >= how.cap
-            target = (how.parking_topic or "nowhere: redriven too often") if worn_out else target
-            sys.stdout.write(
-                f"{letter.place}  {letter.reason}  {letter.conversation_id}  {letter.event_id}  → {target}\n"
-            )
-        sys.stdout.write(f"{len(letters)} would be sent; nothing was (add --execute)\n")
+        chosen = [letter for letter, _ in await _select(settings, selection)]
+        for letter in chosen:
+            target = how.aim.target(letter)
+            if target is None:
+                target = "nowhere: redriven too often"
+            elif target == letter.origin[0]:
+                target = f"{target}-{letter.origin[1]}"
+            line = f"{letter.place}  {letter.reason}  {letter.conversation_id}  {letter.event_id}  → {target}"
+            sys.stdout.write(f"{_plain(line)}\n")
+        sys.stdout.write(f"{len(chosen)} would be sent; nothing was (add --execute)\n")
         return 0
-    # Within a second's worth, so that a rate is one.
+    # A second's worth at most, so that a rate is one.
     chunk_size = CHUNK if how.rate is None else max(1, min(CHUNK, int(how.rate)))
-    sent = left = 0
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("redrive", total=len(letters))
-        async for _, target in redrive(
-            settings, letters, topic=how.topic, parking_topic=how.parking_topic, cap=how.cap, chunk_size=chunk_size
-        ):
-            progress.advance(task)
-            left += target.startswith("left")
-            sent += not target.startswith("left")
-            if how.rate is not None:
-                await asyncio.sleep(1 / how.rate)
-    sys.stdout.write(f"{sent} sent, {left} left\n")
+    sent = 0
+    left: list[str] = []
+    try:
+        async with Redriver(settings, how.aim) as redriver:
+            # Not sooner: what another redrive had under way has its marks now, or never will.
+            letters = [letter for letter, _ in await _select(settings, selection)]
+            with Progress(console=Console(stderr=True)) as progress:
+                task = progress.add_task("redrive", total=len(letters))
+                async for letter, result in redriver.send(letters, chunk_size=chunk_size):
+                    progress.advance(task)
+                    if isinstance(result, Left):
+                        left.append(f"{letter.place} left: {result.why}\n")
+                        continue
+                    sent += 1
+                    if how.rate is not None:
+                        await asyncio.sleep(1 / how.rate)
+    finally:
+        # Interrupted too: the next run finds by the marks where this one ended.
+        sys.stderr.writelines(left)
+        sys.stdout.write(f"{sent} sent, {len(left)} left\n")
     return 0
 
 
@@ -178,6 +199,20 @@ def _told(letter: DeadLetter, mark: str | None) -> dict[str, Any]:
     }
 
 
+def _moment(text: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        return dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
+def _plain(text: str) -> str:
+    """What a terminal may be shown: no control characters, no half of a letter."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def _readable(content: bytes | None) -> str:
     if content is None:
         return "null"
@@ -192,6 +227,7 @@ def _pretty(value: bytes | None) -> str:
     if value is None:
         return "null"
     try:
-        return json.dumps(json.loads(value), indent=2, ensure_ascii=False)
-    except ValueError:
+        text = json.dumps(json.loads(value), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
         return _readable(value)
+    return "\n".join(_plain(line) for line in text.split("\n"))

@@ -23,10 +23,13 @@ ADDED_BY_THE_API = frozenset({"annotations", "logprobs", "detail"})
 Likeness = tuple[str, tuple[tuple[str, str], ...]]
 """Role and content parts of an item, comparable however it was written."""
 
+_decode = json.JSONDecoder(parse_int=float).decode
+"""As floats numbers may be of any length; Python refuses to make integers of very long ones."""
+
 
 def likeness(item: Buffer) -> Likeness:
     """Normalise an item's JSON to what identifies it in a conversation."""
-    return _likeness(json.loads(bytes(item)))
+    return _likeness(_decode(str(item, "utf-8")))
 
 
 def found(sent: Sequence[Likeness], stored: Iterable[Likeness]) -> list[int]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from service.kafka.connection import connection_arguments
 
@@ -31,6 +32,8 @@ async def read_topic(settings: KafkaSettings, topic: str) -> AsyncIterator[list[
     try:
         metadata = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - the public way needs a subscription
         places = [TopicPartition(topic, number) for number in metadata.partitions_for_topic(topic) or ()]
+        if not places:
+            raise UnknownTopicOrPartitionError(topic)
         consumer.assign(places)
         beginnings = await consumer.beginning_offsets(places)
         ends = await consumer.end_offsets(places)
@@ -42,6 +45,37 @@ async def read_topic(settings: KafkaSettings, topic: str) -> AsyncIterator[list[
                 yield records
             # The position also passes what is no record: transaction markers, compacted offsets.
             left = {place for place in left if await consumer.position(place) < ends[place]}
+    finally:
+        await consumer.stop()
+
+
+async def read_record(
+    settings: KafkaSettings, topic: str, partition: int, offset: int
+) -> ConsumerRecord[bytes, bytes] | None:
+    """Read one record; ``None`` when it is not there (any more).
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    arguments: dict[str, Any] = connection_arguments(settings)
+    consumer = AIOKafkaConsumer(**arguments, enable_auto_commit=False, isolation_level="read_committed")
+    await consumer.start()
+    try:
+        metadata = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - the public way needs a subscription
+        if partition not in (metadata.partitions_for_topic(topic) or ()):
+            return None
+        place = TopicPartition(topic, partition)
+        consumer.assign([place])
+        beginning = (await consumer.beginning_offsets([place]))[place]
+        end = (await consumer.end_offsets([place]))[place]
+        if not beginning <= offset < end:
+            return None
+        consumer.seek(place, offset)
+        while await consumer.position(place) <= offset:
+            for records in (await consumer.getmany(place, timeout_ms=POLL_MILLISECONDS, max_records=1)).values():
+                for record in records:
+                    return record if record.offset == offset else None
+        return None
     finally:
         await consumer.stop()
 

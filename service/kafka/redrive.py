@@ -4,24 +4,31 @@ A redrive publishes the original record and a *mark* in one Kafka transaction, s
 to be, whatever is interrupted. The mark lies in the dead-letter topic: a record without value whose headers name
 the event (``dlq.original.*``) and say ``dlq.mark: redriven``. Dead letters are published at least once, so one for
 each ``dlq.original.*`` is taken. A record goes back to the partition it came from: clients hash keys differently,
-and its conversation must not end up on two partitions.
+and its conversation must not end up on two partitions. One whose value was too large for the dead letters is
+fetched from where it lies.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
 
 from service.core.model import Refusal
 from service.kafka.codec import decode
 from service.kafka.connection import connection_arguments
-from service.kafka.dead_letters import PREFIX, REDRIVES_HEADER
-from service.kafka.reading import read_topic
+from service.kafka.dead_letters import MAX_REDRIVES_DIGITS, OMITTED_HEADER, PREFIX, REDRIVES_HEADER
+from service.kafka.outlet import TopicMissingError
+from service.kafka.reading import read_record, read_topic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
+    from types import TracebackType
 
     from aiokafka import ConsumerRecord
 
@@ -31,13 +38,15 @@ if TYPE_CHECKING:
 MARK_HEADER = "dlq.mark"
 REDRIVEN = b"redriven"
 PARKED = b"parked"
-STYLE_PREFIXES = (PREFIX, "__connect.errors.", "kafka_dlt-")
 TRANSACTION_MILLISECONDS = 60_000
 CHUNK = 100
 """Dead letters a transaction."""
+MAX_REQUEST_BYTES = 1 << 30
 
 Origin = tuple[str, int, int]
 """Topic, partition and offset of the event."""
+
+_choose_partition = DefaultPartitioner()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,11 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+    @property
+    def omitted(self) -> bool:
+        """Whether its value was too large for the broker; what was sent lies at its origin."""
+        return any(name == OMITTED_HEADER for name, _ in self.headers)
 
     @property
     def place(self) -> str:
@@ -85,73 +99,175 @@ async def read_dead_letters(settings: KafkaSettings) -> tuple[list[DeadLetter], 
     return sorted(letters.values(), key=lambda letter: letter.origin), marks
 
 
-async def redrive(
-    settings: KafkaSettings,
-    letters: Sequence[DeadLetter],
-    *,
-    topic: str | None,
-    parking_topic: str | None,
-    cap: int,
-    chunk_size: int = CHUNK,
-) -> AsyncIterator[tuple[DeadLetter, str]]:
-    """Send letters again, a transaction a chunk; yields each, once it is committed, with where it went.
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Where letters go: back to where they came from, or to ``topic``.
 
-    To its origin, or to ``topic``. One redriven ``cap`` times already goes to ``parking_topic`` instead, or nowhere.
+    One redriven ``cap`` times already goes to ``parking_topic`` instead, or nowhere.
+    """
+
+    topic: str | None
+    parking_topic: str | None
+    cap: int
+
+    def target(self, letter: DeadLetter) -> str | None:
+        """The topic that ``letter`` goes to, ``None`` for nowhere."""
+        return self.parking_topic if self.parks(letter) else self.topic or letter.origin[0]
+
+    def parks(self, letter: DeadLetter) -> bool:
+        """Whether ``letter`` was redriven too often."""
+        return letter.redrives >= self.cap
+
+
+class Left(NamedTuple):
+    """Why a letter was not sent."""
+
+    why: str
+
+
+class Redriver:
+    """The one who may redrive from this dead-letter topic, while entered.
+
+    Entering fences whoever did before and ends what it had open, so that the marks read from then on are final.
 
     Raises:
-        KafkaError: the transaction failed; what was yielded stands, the rest was not sent.
+        KafkaError: no broker answers, or another redrive has begun meanwhile.
+        TopicMissingError: a topic to send to does not exist.
     """
-    arguments: dict[str, Any] = connection_arguments(settings)
-    producer = AIOKafkaProducer(
-        **arguments,
-        client_id="convoy-redrive",
-        acks="all",
-        # One name for the group: a second redrive fences the first, and both cannot send the same letter.
-        transactional_id=f"convoy-redrive-{settings.group_id}",
-        transaction_timeout_ms=TRANSACTION_MILLISECONDS,
-    )
-    await producer.start()
-    try:
+
+    def __init__(self, settings: KafkaSettings, aim: Aim) -> None:
+        self._settings = settings
+        self._aim = aim
+        self._partitions: dict[str, list[int]] = {}
+        self._producer = self._new_producer()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._producer.start()
+            await self._learn([self._settings.dead_letter_topic, self._aim.topic, self._aim.parking_topic])
+        except BaseException:
+            await self._producer.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._producer.stop()
+
+    async def send(
+        self, letters: Sequence[DeadLetter], *, chunk_size: int = CHUNK
+    ) -> AsyncIterator[tuple[DeadLetter, str | Left]]:
+        """Send letters again, in order, a transaction a chunk; yields each once committed, with the topic it went to.
+
+        When this raises, what was yielded stands; of the chunk after it, all was sent or nothing.
+        """
+        await self._learn({letter.origin[0] for letter in letters} if self._aim.topic is None else ())
         for start in range(0, len(letters), chunk_size):
             chunk = letters[start : start + chunk_size]
-            sent: list[tuple[DeadLetter, str]] = []
-            async with producer.transaction():
-                for letter in chunk:
-                    target = await _send(producer, settings, letter, topic, parking_topic, cap)
-                    sent.append((letter, target))
-            for one in sent:
+            try:
+                sent = await self._send_all(chunk)
+            except MessageSizeTooLargeError:
+                # The marks and numbers of the failed transaction are void; a fresh producer begins behind them.
+                await self._renew()
+                sent = [await self._send_alone(letter) for letter in chunk]
+            for one in zip(chunk, sent, strict=True):
                 yield one
-    finally:
-        await producer.stop()
 
+    async def _send_all(self, letters: Sequence[DeadLetter]) -> list[str | Left]:
+        producer = self._producer
+        results: list[str | Left] = []
+        records = [await self._record(letter) for letter in letters]
+        async with producer.transaction():
+            under_way: list[asyncio.Future[Any]] = []
+            for letter, record in zip(letters, records, strict=True):
+                if isinstance(record, Left):
+                    results.append(record)
+                    continue
+                under_way.append(await producer.send(**record))
+                under_way.append(await producer.send(**self._mark(letter)))
+                results.append(record["topic"])
+            await asyncio.gather(*under_way)
+        return results
 
-async def _send(
-    producer: AIOKafkaProducer,
-    settings: KafkaSettings,
-    letter: DeadLetter,
-    topic: str | None,
-    parking_topic: str | None,
-    cap: int,
-) -> str:
-    worn_out = letter.redrives >= cap
-    if worn_out and parking_topic is None:
-        return "left: redriven too often"
-    target = parking_topic if worn_out and parking_topic is not None else topic or letter.origin[0]
-    partition = letter.origin[1] if target == letter.origin[0] else None
-    kept = [(name, value) for name, value in letter.headers if not name.startswith(STYLE_PREFIXES)]
-    redrives = letter.redrives + (0 if worn_out else 1)
-    headers = [*kept, (REDRIVES_HEADER, str(redrives).encode())]
-    await producer.send(target, value=letter.value, key=letter.key, partition=partition, headers=headers)
-    mark = [
-        (MARK_HEADER, PARKED if worn_out else REDRIVEN),
-        ("dlq.original.topic", letter.origin[0].encode()),
-        ("dlq.original.partition", str(letter.origin[1]).encode()),
-        ("dlq.original.offset", str(letter.origin[2]).encode()),
-    ]
-    await producer.send(
-        settings.dead_letter_topic, key=letter.key or b"", value=None, partition=letter.partition, headers=mark
-    )
-    return target
+    async def _send_alone(self, letter: DeadLetter) -> str | Left:
+        try:
+            (result,) = await self._send_all([letter])
+        except MessageSizeTooLargeError:
+            await self._renew()
+            return Left("too large for the topic")
+        return result
+
+    async def _record(self, letter: DeadLetter) -> dict[str, Any] | Left:
+        """What is to be sent for a letter."""
+        target = self._aim.target(letter)
+        if target is None:
+            return Left("redriven too often")
+        partitions = self._partitions.get(target, [])
+        partition = letter.origin[1]
+        if target != letter.origin[0]:
+            # Not left to the client, which spreads records without a key: one conversation, one partition.
+            lane = letter.key or letter.conversation_id.encode()
+            partition = _choose_partition(lane, partitions, partitions)
+        elif partition not in partitions:
+            return Left("the partition it came from is gone")
+        key, value = letter.key, letter.value
+        # What stands behind the first header of ours is ours too.
+        headers = list(itertools.takewhile(lambda header: not header[0].startswith(PREFIX), letter.headers))
+        if letter.omitted:
+            original = await read_record(self._settings, *letter.origin)
+            if original is None or original.value is None:
+                return Left("its value was left out, and the original is gone")
+            key, value = original.key, original.value
+            headers = [header for header in original.headers if not header[0].startswith(PREFIX)]
+        redrives = letter.redrives + (0 if self._aim.parks(letter) else 1)
+        headers.append((REDRIVES_HEADER, str(redrives).encode()))
+        return {"topic": target, "value": value, "key": key, "partition": partition, "headers": headers}
+
+    def _mark(self, letter: DeadLetter) -> dict[str, Any]:
+        topic, partition, offset = letter.origin
+        headers = [
+            (MARK_HEADER, PARKED if self._aim.parks(letter) else REDRIVEN),
+            ("dlq.original.topic", topic.encode()),
+            ("dlq.original.partition", str(partition).encode()),
+            ("dlq.original.offset", str(offset).encode()),
+        ]
+        return {
+            "topic": self._settings.dead_letter_topic,
+            "value": None,
+            "key": letter.key or b"",
+            "partition": letter.partition,
+            "headers": headers,
+        }
+
+    async def _learn(self, topics: Iterable[str | None]) -> None:
+        metadata = await self._producer.client.fetch_all_metadata()
+        for topic in topics:
+            if topic is None or topic in self._partitions:
+                continue
+            partitions = metadata.partitions_for_topic(topic)
+            if not partitions:
+                # aiokafka would wait for it.
+                raise TopicMissingError(topic)
+            self._partitions[topic] = sorted(partitions)
+
+    async def _renew(self) -> None:
+        await self._producer.stop()
+        self._producer = self._new_producer()
+        await self._producer.start()
+
+    def _new_producer(self) -> AIOKafkaProducer:
+        arguments: dict[str, Any] = connection_arguments(self._settings)
+        return AIOKafkaProducer(
+            **arguments,
+            client_id="convoy-redrive",
+            acks="all",
+            # One name for the topic that holds the marks: a second redrive fences the first.
+            transactional_id=f"convoy-redrive-{self._settings.dead_letter_topic}",
+            transaction_timeout_ms=TRANSACTION_MILLISECONDS,
+            # What is too large is the broker's to say.
+            max_request_size=MAX_REQUEST_BYTES,
+        )
 
 
 def _origin(told: dict[str, bytes]) -> Origin | None:
@@ -186,7 +302,7 @@ def _letter(record: ConsumerRecord[bytes, bytes], told: dict[str, bytes], origin
         text("dlq.error.code"),
         text("dlq.error.message"),
         text("dlq.failed_at"),
-        int(redrives) if redrives.isdecimal() else 0,
+        int(redrives) if redrives.isdecimal() and len(redrives) <= MAX_REDRIVES_DIGITS else 0,
         conversation_id,
         event_id,
         record.key,
