@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -30,8 +32,18 @@ ASK_SECONDS = 15.0
 """For one question, a new connection included; also the longest a read may go on without a record."""
 CLOSE_SECONDS = 5.0
 READ_MILLISECONDS = 200
+MAX_REQUEST_BYTES = 256 << 10
+"""Of one request a partition: some thousand records."""
 LOG_APPEND_TIME = 1
 TROUBLE = (KafkaError, OSError, TimeoutError)
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Records of one partition that wait for the request under way to be answered."""
+
+    waiting: deque[tuple[bytes, asyncio.Future[tuple[int, int | None]]]] = field(default_factory=deque)
+    sender: asyncio.Task[None] | None = None
 
 
 class KafkaLedgerLog:
@@ -43,6 +55,7 @@ class KafkaLedgerLog:
         self._producer: AIOKafkaProducer | None = None
         self._connecting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
+        self._queues: dict[int, _Queue] = {}
 
     async def start(self) -> None:
         """Connect."""
@@ -97,19 +110,53 @@ class KafkaLedgerLog:
         return begins[place], ends[place]
 
     async def append(self, number: int, value: bytes) -> tuple[int, int | None]:
-        """Write one record, acknowledged."""
+        """Write one record, acknowledged; those that come while a request is under way share the next one."""
+        queue = self._queues.setdefault(number, _Queue())
+        acknowledged: asyncio.Future[tuple[int, int | None]] = asyncio.get_running_loop().create_future()
+        queue.waiting.append((value, acknowledged))
+        if queue.sender is None:
+            queue.sender = asyncio.create_task(self._send_all(number, queue), name=f"ledger {number}")
+        return await acknowledged
+
+    async def _send_all(self, number: int, queue: _Queue) -> None:
+        sent: list[tuple[bytes, asyncio.Future[tuple[int, int | None]]]] = []
         try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                producer = await self._current()
-                try:
-                    written = await (await producer.send(self._topic, value, partition=number))
-                except BaseException:
-                    # After an error, or without an answer, its sequence numbers are not to be trusted.
-                    self._forget(producer)
-                    raise
+            while queue.waiting:
+                written = await self._send_some(number, queue, sent)
+                timestamp = written.timestamp if written.timestamp_type == LOG_APPEND_TIME else None
+                for index, (_, acknowledged) in enumerate(sent):
+                    # Without a first offset (-1) none of them has one.
+                    place = written.offset + index if written.offset >= 0 else written.offset
+                    if not acknowledged.done():
+                        acknowledged.set_result((place, timestamp))
+                sent.clear()
         except TROUBLE as error:
-            raise LogError(repr(error)) from error
-        return written.offset, written.timestamp if written.timestamp_type == LOG_APPEND_TIME else None
+            # What was under way is of unknown fate, and what waits behind it would lie after that.
+            for _, acknowledged in (*sent, *queue.waiting):
+                if not acknowledged.done():
+                    acknowledged.set_exception(LogError(repr(error)))
+            queue.waiting.clear()
+        finally:
+            queue.sender = None
+
+    async def _send_some(
+        self, number: int, queue: _Queue, sent: list[tuple[bytes, asyncio.Future[tuple[int, int | None]]]]
+    ) -> Any:
+        """Send what fits into one request; ``sent`` holds it from the moment it may be under way."""
+        async with asyncio.timeout(WRITE_SECONDS):
+            producer = await self._current()
+            try:
+                batch = producer.create_batch()
+                while queue.waiting:
+                    if batch.append(timestamp=None, key=None, value=queue.waiting[0][0]) is None:
+                        break
+                    sent.append(queue.waiting.popleft())
+                batch.close()
+                return await (await producer.send_batch(batch, self._topic, partition=number))
+            except BaseException:
+                # After an error, or without an answer, its sequence numbers are not to be trusted.
+                self._forget(producer)
+                raise
 
     async def distrust(self) -> None:
         """Write what follows with another producer."""
@@ -159,6 +206,7 @@ class KafkaLedgerLog:
                     client_id="convoy-ledger",
                     acks="all",
                     enable_idempotence=True,
+                    max_batch_size=MAX_REQUEST_BYTES,
                 )
                 try:
                     await producer.start()
