@@ -163,6 +163,7 @@ class Service:
         await self._connect()
         self.health.waiting_for = "the consumer group"
         self._spawn(self._keep_house(), "housekeeping")
+        self._spawn(self.intake.watch_ends(), "ends of partitions")
 
     async def drain(self) -> None:
         """Stop reading, finish what is in flight, store, commit."""

@@ -54,6 +54,8 @@ COMMIT_SECONDS = 5.0
 """aiokafka retries a commit for ever; what is not committed by then is tried again later, or read again."""
 RECALL_SECONDS = 10.0
 """To learn what earlier owners settled above the positions; without it, that is sent again."""
+ENDS_SECONDS = 2.0
+"""Between questions for the ends of partitions."""
 RESUME_BELOW = 0.5
 """Pausing throws prefetched records away, so a partition resumes well below the limit it paused at."""
 STOP_SECONDS = 5.0
@@ -107,6 +109,10 @@ class Intake:
         """The position an assignment began at, and what an earlier owner had settled above it."""
         self._recalling: set[int] = set()
         self._metadata_fits = True
+        self._starts: dict[int, int] = {}
+        """Where an assignment begins to read, by partition."""
+        self._ends: dict[int, int] = {}
+        """Where partitions ended when last asked."""
         self._committing = asyncio.Lock()
         self.stopped: dict[int, str] = {}
         """Partitions that are assigned and not read, because an operator has to decide something, with the reason."""
@@ -291,6 +297,8 @@ class Intake:
         self._grouper.revoke(partition.number)
         self._committed.pop(partition.number, None)
         self._recalled.pop(partition.number, None)
+        self._starts.pop(partition.number, None)
+        self._ends.pop(partition.number, None)
         self._paused.discard(partition.number)
         self.stopped.pop(partition.number, None)
         self._given_up()
@@ -462,18 +470,45 @@ class Intake:
                 raise LogError(repr(error)) from error
             self._committed[partition.number] = (position, 0)
 
+    async def watch_ends(self) -> None:
+        """Ask again and again where partitions end, for `lag`: one that is paused is not told by fetching."""
+        while True:
+            try:
+                await asyncio.wait_for(self._look_at_ends(), ENDS_SECONDS)
+            except (KafkaError, IllegalStateError, TimeoutError) as error:
+                log.debug("the ends of partitions are not known", extra={"error": repr(error)})
+            await asyncio.sleep(ENDS_SECONDS)
+
+    async def _look_at_ends(self) -> None:
+        consumer = self._subscriber.consumer
+        if consumer is None:
+            return
+        places = [TopicPartition(self._kafka.events_topic, number) for number in self._grouper.partitions]
+        unknown = [place for place in places if place.partition not in self._starts]
+        if unknown:
+            beginnings = await consumer.beginning_offsets(unknown)
+            for place in unknown:
+                committed = await consumer.committed(place)
+                self._starts[place.partition] = beginnings[place] if committed is None else committed
+        if places:
+            ends = await consumer.end_offsets(places)
+            self._ends = {place.partition: end for place, end in ends.items()}
+
     def lag(self) -> dict[int, int]:
-        """Records behind the committed position, by partition, as far as the last fetch told."""
+        """Records behind the position that may be committed, by partition; one not known yet is left out."""
         consumer = self._subscriber.consumer
         if consumer is None:
             return {}
         found = {}
         for number, partition in self._grouper.partitions.items():
             place = TopicPartition(self._kafka.events_topic, number)
-            end = consumer.highwater(place) if place in consumer.assignment() else None
+            fetched = consumer.highwater(place) if place in consumer.assignment() else None
+            end = max(fetched or 0, self._ends.get(number, 0))
             position = partition.watermark.position
-            if end is not None:
-                found[number] = max(0, end - position) if position is not None else 0
+            if position is None:
+                position = self._starts.get(number)
+            if position is not None and (fetched is not None or number in self._ends):
+                found[number] = max(0, end - position)
         return found
 
 
