@@ -22,6 +22,7 @@ RUN awk '/^[a-z]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trov
 
 COPY pyproject.toml README.md LICENSE ./
 COPY service ./service
+COPY docs/schemas ./docs/schemas
 # Compiled once, here: the root file system is read-only at run time. The bytecode names no time stamp of its
 # source, so copying it cannot make it stale.
 RUN python3 -m pip --python /opt/backend/bin/python3 wheel --no-deps --no-build-isolation --wheel-dir /wheels . \

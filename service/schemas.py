@@ -15,9 +15,21 @@ if TYPE_CHECKING:
 ASYNCAPI = "3.0.0"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 ConversationId = Annotated[
-    str, Field(min_length=1, max_length=256, description="The API's own id; no control characters, not . or ..")
+    str,
+    Field(
+        min_length=1,
+        max_length=256,
+        description="The API's own id, at most 256 bytes of UTF-8; no control characters, not . or ..",
+        json_schema_extra={"not": {"anyOf": [{"pattern": r"[\x00-\x1f\x7f-\x9f]"}, {"enum": [".", ".."]}]}},
+    ),
 ]
-EventId = Annotated[str | int, Field(description="Echoed in the reply; without it: topic-partition-offset.")]
+EventId = Annotated[
+    str | int,
+    Field(
+        description="Echoed in the reply; without it: topic-partition-offset. "
+        "A number is written without fraction or exponent, in at most 4300 digits."
+    ),
+]
 OccurredAt = Annotated[str, Field(description="RFC 3339, UTC; echoed in the reply.")]
 Role = Literal["user", "assistant", "system", "developer"]
 
@@ -42,9 +54,11 @@ class Item(BaseModel):
 
 
 class NativeEvent(BaseModel):
-    """An event that holds an item; unknown fields of the envelope are ignored."""
+    """An event that holds an item; unknown fields of the envelope are ignored. Nested no deeper than 100."""
 
-    conversation_id: ConversationId | None = Field(None, description="Without it: the record's key.")
+    conversation_id: ConversationId | None = Field(
+        None, description="Without it: the CloudEvent's subject, else the record's key."
+    )
     item: Item
     event_id: EventId | None = None
     occurred_at: OccurredAt | None = None
@@ -53,7 +67,10 @@ class NativeEvent(BaseModel):
 class ShorthandEvent(BaseModel):
     """An event that is an item; only type, role and content are forwarded."""
 
-    conversation_id: ConversationId | None = Field(None, description="Without it: the record's key.")
+    conversation_id: ConversationId | None = Field(
+        None, description="Without it: the CloudEvent's subject, else the record's key."
+    )
+    item: None = Field(None, description="With an item it is the other form.")
     type: Literal["message"] = "message"
     role: Role
     content: Content
