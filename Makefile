@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help env demo test unit check lint types format lock mutants bench docs clean
+.PHONY: help env demo test unit check lint types format lock mutants bench docs soak faults-table clean
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 env: $(READY) ## the virtual environment, from the lock file (with uv where present)
 
@@ -50,6 +50,12 @@ format: env ## put the formatting right
 	$(BIN)/ruff format .
 
 check: lint types test ## what must be green before a commit lands
+
+soak: env ## the faults in their long forms: outages of minutes (half an hour in all)
+	CONVOY_TEST_SOAK=1 $(BIN)/python -m pytest tests/fault $(ARGS)
+
+faults-table: env ## run the faults and make docs/faults.md of their figures (CONVOY_TEST_SOAK=1: of the long forms)
+	$(BIN)/python tests/fault_run.py --table
 
 bench: env ## measure the main job against a real Kafka
 	$(BIN)/python bench/dense.py $(ARGS)

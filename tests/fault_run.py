@@ -9,6 +9,7 @@ service: the figures come from `/metrics`, the emulator's statistics and what it
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -16,6 +17,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -606,3 +608,77 @@ def tell(figures: Figures) -> None:
     if path := os.environ.get(FIGURES):
         with Path(path).open("a") as lines:
             lines.write(json.dumps(asdict(figures)) + "\n")
+
+
+HEADING = """\
+# Under faults
+
+What the service does while the API throttles, locks, fails, falls silent, answers nonsense or goes away. Each row is
+a run of `tests/fault`: a real Kafka, `convoy run` as one process and the emulated API, misbehaving by a script, as
+another; then the audit looks at the events, what the API holds, the replies, the dead letters and the committed
+positions. Made by `make faults-table`; {form}.
+
+- *Requests* are all that reached the API, reads included; *429* is the share of them that it turned away.
+- *Retries* are batches put back for any reason; *read-backs* are looks at a conversation after an attempt of unknown
+  fate; *prevented* are items found stored that a plain retry would have sent again.
+- *Recovery* is the time from the API's healing until the last conversation that waited is served again.
+- A request is given up after 2 s here and not after 20, and is settled after 4 s and not after 27.
+"""
+FORMS = {
+    False: "these are the short forms that run with every change (outages of seconds; `make soak` runs the long ones)",
+    True: "these are the long forms (`make soak`)",
+}
+TABLE = ("random_trouble", "limits", "outages", "refusals", "locks", "strange_answers")
+"""The tests whose figures make the page, in its order."""
+COLUMNS = (
+    *("what goes wrong", "events", "conversations", "requests", "retries", "read-backs", "prevented", "429"),
+    *("recovery", "lost", "doubled", "out of order", "dead letters", "also"),
+)
+
+
+def page(told: Sequence[Figures]) -> str:
+    """The page of all runs, in the order they were made."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for figures in told:
+        recovery = "" if figures.recovery_seconds is None else f"{figures.recovery_seconds:.1f} s"
+        dead = "<br>".join(f"{count:,} {reason}" for reason, count in sorted(figures.dead_letters.items()))
+        cells = (
+            figures.scenario,
+            f"{figures.events:,}",
+            f"{figures.conversations:,}",
+            f"{figures.requests:,}",
+            f"{figures.retries:,}",
+            f"{figures.readbacks:,}",
+            f"{figures.duplicates_prevented:,}",
+            f"{figures.throttled_share:.1%}",
+            recovery,
+            figures.lost,
+            figures.duplicated,
+            figures.out_of_order,
+            dead or "0",
+            "<br>".join(f"{name}: {note}" for name, note in figures.notes.items()),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return HEADING.format(form=FORMS[SOAK]) + "\n" + "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run what there is in `tests/fault` and make a page of its figures, if all of it holds."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--table", action="store_true", required=True, help="make docs/faults.md")
+    parser.parse_args()
+    tests = Path(__file__).resolve().parent
+    runs = [tests / "fault" / f"test_{name}.py" for name in TABLE]
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "figures"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, runs)]
+        done = subprocess.run(command, cwd=tests.parent, env={**os.environ, FIGURES: str(told)}, check=False)
+        if done.returncode:
+            return done.returncode
+        figures = [Figures(**json.loads(line)) for line in told.read_text().splitlines()]
+    (tests.parent / "docs" / "faults.md").write_text(page(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
