@@ -434,7 +434,408 @@ WATERMARK: Final = Guarded(
     ),
 )
 
-GUARDED: Final = (GROUPER, GROUPER_MEMORY, WATERMARK)
+VERDICT: Final = Guarded(
+    "service/core/verdict.py",
+    ("tests/unit/test_verdict.py",),
+    (
+        Mutant(
+            "a list of fewer items is as good",
+            "len(answer.items) == sent:",
+            "len(answer.items) <= sent:",
+            "items that were not stored are reported as delivered",
+        ),
+        Mutant(
+            "an error code outweighs a 5xx",
+            "    if status >= 500 or status < 200:\n",
+            "    if (status >= 500 and not answer.error) or status < 200:\n",
+            "a 500 that names a lock is sent again without a look: duplicates",
+        ),
+        Mutant(
+            "codes are taken letter by letter",
+            'code = error.code.lower() if error else ""',
+            'code = error.code if error else ""',
+            "an unpaid account dead-letters everything",
+        ),
+        Mutant(
+            "settings come second",
+            "by_code = overrides.get(code) or CODE_KINDS.get(code)",
+            "by_code = CODE_KINDS.get(code) or overrides.get(code)",
+            "a vendor's own meaning of a known code can not be told",
+        ),
+        Mutant(
+            "a gateway's 404 is the API's",
+            "    if status == 404 and _own_form(status, error):\n",
+            "    if status == 404 and error is not None:\n",
+            "a wrong base URL dead-letters everything",
+        ),
+        Mutant(
+            "a bare phrase in OpenAI's form is the API's",
+            "    return error.form is not ErrorForm.FLAT and _letters(error.code) not in",
+            "    return error.form is not ErrorForm.FLAT or _letters(error.code) not in",
+            "a wrong base URL dead-letters everything",
+        ),
+        Mutant(
+            "a wrong URL is known by 404 alone",
+            '    400: ("url error, please check url", "invalid url provided in your request"),\n',
+            "",
+            "a wrong path at Alibaba's dead-letters everything",
+        ),
+        Mutant(
+            "a gateway's 502 is the last word",
+            "    if error is None or status in RELAYED_STATUSES or error.code == str(status):\n",
+            "    if error is None:\n",
+            "what the API is still storing is sent again: duplicates",
+        ),
+        Mutant(
+            "a 5xx without a body is the last word",
+            "        last_word=kind is not Kind.AMBIGUOUS or _is_last_word(status, error),\n",
+            "        last_word=True,\n",
+            "what the API is still storing is sent again: duplicates",
+        ),
+        Mutant(
+            "silence is taken for a refused connection",
+            "    if answer.fate is Fate.UNKNOWN:\n",
+            "    if answer.fate is Fate.UNKNOWN and not answer.code:\n",
+            "whatever was cut is sent again without a look: duplicates",
+        ),
+        Mutant(
+            "a culprit one beyond is believed",
+            "error.culprit in range(sent)",
+            "error.culprit in range(sent + 1)",
+            "a batch is cut behind its end",
+        ),
+        Mutant(
+            "a TLS failure is a passing one",
+            '    if answer.code == "tls_error":\n',
+            '    if answer.code == "":\n',
+            "nobody is told that the certificate has run out",
+        ),
+        Mutant(
+            "a 3xx refuses the item",
+            "        Kind.OPERATOR if status < 400 else",
+            "        Kind.OPERATOR if status < 300 else",
+            "a redirected base URL dead-letters everything",
+        ),
+    ),
+)
+
+READBACK: Final = Guarded(
+    "service/core/readback.py",
+    ("tests/unit/test_readback.py",),
+    (
+        Mutant(
+            "a string is not a part",
+            '[{"type": "text", "text": content}] if isinstance(content, str) else content',
+            "[content] if isinstance(content, str) else content",
+            "nothing sent as a string is found again: duplicates",
+        ),
+        Mutant(
+            "what the API adds counts",
+            "if name not in ADDED_BY_THE_API and value is not None}",
+            "if value is not None}",
+            "an image is never found again: duplicates",
+        ),
+        Mutant(
+            "a null counts",
+            "if name not in ADDED_BY_THE_API and value is not None}",
+            "if name not in ADDED_BY_THE_API}",
+            "an image is never found again: duplicates",
+        ),
+        Mutant(
+            "the order of keys counts",
+            "json.dumps(part, sort_keys=True,",
+            "json.dumps(part, sort_keys=False,",
+            "a file is never found again: duplicates",
+        ),
+        Mutant(
+            "the role does not count",
+            'str(item.get("role", ""))',
+            'str(item.get("roles", ""))',
+            "the assistant's echo is taken for the user's message: a loss",
+        ),
+        Mutant(
+            "items are found in any order",
+            "        if item == sent[len(matches)]:\n",
+            "        if item in sent:\n",
+            "what was not stored is reported as delivered",
+        ),
+        Mutant(
+            "nobody writes in between",
+            "        if item == sent[len(matches)]:\n            matches.append(index)\n",
+            "        if item != sent[len(matches)]:\n            break\n        matches.append(index)\n",
+            "another writer's item hides ours: duplicates",
+        ),
+        Mutant(
+            "the oldest cursor is not the one forgotten",
+            "self._of.popitem(last=False)",
+            "self._of.popitem(last=True)",
+            "the conversations in use are the ones not remembered",
+        ),
+        Mutant(
+            "learning does not refresh",
+            "        self._of.move_to_end(conversation_id)\n",
+            "",
+            "the conversations in use are the ones not remembered",
+        ),
+        Mutant(
+            "one cursor too many is kept",
+            "if len(self._of) > self._limit:",
+            "if len(self._of) > self._limit + 1:",
+            "the memory's bound is not the one given",
+        ),
+    ),
+)
+
+CIRCUIT: Final = Guarded(
+    "service/core/circuit.py",
+    ("tests/unit/test_circuit.py", "tests/unit/test_delivery_health.py"),
+    (
+        Mutant(
+            "two are enough",
+            "FAILING_CONVERSATIONS = 3",
+            "FAILING_CONVERSATIONS = 2",
+            "two sick conversations stop all others",
+        ),
+        Mutant(
+            "a success forgives nobody",
+            "            self._failing.clear()\n",
+            "            pass\n",
+            "three failures a day stop everything",
+        ),
+        Mutant(
+            "any number of probes",
+            "return math.inf if self._probes else self._probe_at",
+            "return self._probe_at",
+            "a host that comes up is met by everybody at once",
+        ),
+        Mutant(
+            "an old attempt ends the probe",
+            "        self._probes -= probe\n",
+            "        self._probes = 0\n",
+            "two probes at a time",
+        ),
+        Mutant(
+            "the wait between probes has no bound",
+            "min(self._interval * 2, PROBE_MAX_SECONDS)",
+            "self._interval * 2",
+            "a healed host is found after as long again as it was away",
+        ),
+        Mutant(
+            "a good read is followed by a wait",
+            "            if self._read_worked:\n                return\n",
+            "",
+            "recovery takes longer than five seconds",
+        ),
+        Mutant(
+            "one good read closes",
+            "self._good_reads >= READS_THAT_CLOSE:",
+            "self._good_reads >= 1:",
+            "while only writes fail, everybody writes again and again",
+        ),
+        Mutant(
+            "good reads close again and again",
+            "            self._reads_trusted = False\n",
+            "",
+            "while only writes fail, everybody writes again and again",
+        ),
+        Mutant(
+            "a conversation accepted stays suspect",
+            "        self._forbidden.pop(conversation_id, None)\n"
+            "        if conversation_id != self._last_success_of:\n",
+            "        if conversation_id != self._last_success_of:\n",
+            "the second time a key loses its rights, everything is dead-lettered",
+        ),
+        Mutant(
+            "any acceptance clears the key",
+            "self._accepted_start = max(self._accepted_start, started_at)",
+            "self._accepted_start = now",
+            "what was under way when a key lost its rights gets others dead-lettered",
+        ),
+        Mutant(
+            "somebody is blamed while it is open",
+            "        if self.reason is None and self._accepted_start > first:\n",
+            "        if self._accepted_start > first:\n",
+            "the probes of an outage are dead-lettered",
+        ),
+        Mutant(
+            "one's own success shows the host healthy for others",
+            "            return self._before_last_success > since\n",
+            "            return self._last_success > since\n",
+            "a conversation alone is given up",
+        ),
+        Mutant(
+            "healthy though open",
+            "        if self.reason is not None:\n            return False\n        if self._last_success_of",
+            "        if self._last_success_of",
+            "an outage gives conversations up",
+        ),
+        Mutant(
+            "the time it was open is forgotten",
+            "        self._open_seconds += now - self._opened_at\n",
+            "",
+            "an outage makes every batch too old",
+        ),
+    ),
+)
+
+DELIVERY: Final = Guarded(
+    "service/core/delivery.py",
+    (
+        "tests/unit/test_delivery.py",
+        "tests/unit/test_delivery_health.py",
+        "tests/unit/test_delivery_properties.py",
+    ),
+    (
+        Mutant(
+            "absent counts at once",
+            "can_tell = unsettled.last_word or started_at >=",
+            "can_tell = unsettled.last_word or now >=",
+            "a request that lands while it is looked for is sent again: duplicates",
+        ),
+        Mutant(
+            "an unheard attempt is sent again without a look",
+            "        if kind is Kind.AMBIGUOUS:\n",
+            "        if kind is Kind.AMBIGUOUS and verdict.last_word:\n",
+            "every answer lost is a duplicate",
+        ),
+        Mutant(
+            "the whole batch is sent again",
+            "        missing = events[stored:]\n",
+            "        missing = events\n",
+            "a stored prefix is doubled",
+        ),
+        Mutant(
+            "it is read behind what is newest now",
+            "Unsettled(started_at, batch.after, last_word=verdict.last_word)",
+            "Unsettled(started_at, self.cursors.get(batch.conversation_id), last_word=verdict.last_word)",
+            "what another lane stored meanwhile hides ours: duplicates",
+        ),
+        Mutant(
+            "no id means empty",
+            "        if newest:\n            self.cursors.learn(batch.conversation_id, newest)\n        else:\n",
+            "        if True:\n            self.cursors.learn(batch.conversation_id, newest)\n        else:\n",
+            "old messages are taken for new ones: losses",
+        ),
+        Mutant(
+            "a refused batch has stored nothing",
+            "if batch.after is not None and (self._policy.exact",
+            "if batch.after is None and (self._policy.exact",
+            "what stands before a culprit is doubled",
+        ),
+        Mutant(
+            "nothing stored once is nothing stored ever",
+            "        first, rest = self._part(batch, events[:1]), self._part(batch, events[1:])\n",
+            "        batch.atomic_refusal = stored == 0\n"
+            "        first, rest = self._part(batch, events[:1]), self._part(batch, events[1:])\n",
+            "what stands between two culprits is doubled",
+        ),
+        Mutant(
+            "what is known to be guilty is sent all the same",
+            "        if batch.known_guilty and len(batch.events) > 1:\n",
+            "        if batch.known_guilty and len(batch.events) > 20:\n",
+            "a culprit costs more requests than promised",
+        ),
+        Mutant(
+            "the culprit named is off by the prefix",
+            "culprit = verdict.culprit - (stored or 0)",
+            "culprit = verdict.culprit",
+            "a culprit costs more requests than promised",
+        ),
+        Mutant(
+            "halves",
+            "cut = (len(events) * 3 + 4) // 8",
+            "cut = len(events) // 2",
+            "a culprit costs more requests than promised",
+        ),
+        Mutant(
+            "the parts of a split change places",
+            "        return [first, second]\n",
+            "        return [second, first]\n",
+            "order is lost",
+        ),
+        Mutant(
+            "a stored batch leaves the circuit open",
+            "            self.circuit.success(batch.conversation_id, now, started_at=unsettled.started_at)\n",
+            "",
+            "with nothing left to probe with, partitions stay paused for ever",
+        ),
+        Mutant(
+            "a lock ages",
+            "            self.circuit.success(batch.conversation_id, now)\n            self._excuse(batch, now)\n",
+            "            self.circuit.success(batch.conversation_id, now)\n",
+            "the first trouble after a long lock is a dead letter",
+        ),
+        Mutant(
+            "whom nobody reaches is to blame",
+            "        if unreached or (others_too and not just_sent):\n",
+            "        if others_too and not just_sent:\n",
+            "a flaky network fills the dead letters",
+        ),
+        Mutant(
+            "two in an outage are to blame",
+            "        if unreached or (others_too and not just_sent):\n",
+            "        if unreached:\n",
+            "an outage fills the dead letters where two conversations talk",
+        ),
+        Mutant(
+            "an outage uses attempts up",
+            "        if not was_open:\n            batch.troubles += 1\n",
+            "        batch.troubles += 1\n",
+            "the first trouble after an outage is a dead letter",
+        ),
+        Mutant(
+            "age alone gives up",
+            " and batch.troubles >= TROUBLES_OF_AGE",
+            "",
+            "the first trouble after a long hold is a dead letter",
+        ),
+        Mutant(
+            "a spent batch is given up in company",
+            "            result.parts = [self._part(batch, [event], last_chance=True) for event in missing]\n",
+            "            result.outcomes.append(DeadLettered(missing, Dead(Reason.EXHAUSTED)))\n",
+            "nineteen good messages go with the bad one",
+        ),
+        Mutant(
+            "what a prefix left is given up unsent",
+            "        elif len(batch.events) == 1:\n",
+            "        elif len(missing) == 1:\n",
+            "a good message is given up for having been the last of its batch",
+        ),
+        Mutant(
+            "an empty 2xx stops everybody",
+            "            if repeated and (others_too or not healthy):\n",
+            "            if repeated:\n",
+            "one odd conversation pauses all others, again and again",
+        ),
+        Mutant(
+            "a 403 when asked for the cursor is any trouble",
+            "        if verdict.kind is Kind.FORBIDDEN:\n            return self._forbidden(batch, verdict, now)\n"
+            "        if verdict.kind is not Kind.DELIVERED and",
+            "        if verdict.kind is not Kind.DELIVERED and",
+            "a key without rights is told as an outage",
+        ),
+        Mutant(
+            "the cursor survives what was given up unread",
+            "            self.cursors.forget(batch.conversation_id)\n        dead = ",
+            "        dead = ",
+            "what it may have stored is taken for the next in the same words: a loss",
+        ),
+        Mutant(
+            "what may still land is given up",
+            "        return over and unsettled.reads >= UNREADABLE_READS\n",
+            "        return unsettled.reads >= UNREADABLE_READS\n",
+            "what lands afterwards is taken for the next in the same words: a loss",
+        ),
+        Mutant(
+            "what waits for the host waits long",
+            "return HOST_BACKOFF_MAX_SECONDS if self.circuit.is_open else self._policy.backoff_max_seconds",
+            "return self._policy.backoff_max_seconds",
+            "nothing is at hand when a probe is due: recovery takes longer than five seconds",
+        ),
+    ),
+)
+
+GUARDED: Final = (GROUPER, GROUPER_MEMORY, WATERMARK, VERDICT, READBACK, CIRCUIT, DELIVERY)
 
 
 @dataclass(frozen=True, slots=True)

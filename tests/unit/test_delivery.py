@@ -447,6 +447,27 @@ def test_what_can_not_be_read_back_is_given_up_with_its_fate_unknown() -> None:
     assert world.count(READ_BACK) >= 3
 
 
+def test_with_the_ledger_nothing_is_given_up_unread() -> None:
+    world = world_of(policy=replace(USUAL, read_cursor_first=True, exact=True))
+    world.know("d")
+    world.add("c", "a", "b")
+    world.host.weather = only("c", lambda request: gateway_503() if request.started_at < 4000 else None)
+    world.keep_adding(3100, 2.0, "d")
+    world.run()
+    world.check_exactly_once()
+    world.check_dead()
+
+
+def test_more_conversations_than_are_remembered_are_written_to_all_the_same() -> None:
+    for remembered in (0, 1, 2):
+        world = World(policy=replace(USUAL, read_cursor_first=True), known_conversations=remembered, concurrency=1)
+        for index in range(5):
+            world.add(f"c{index}", "a", "a")
+        world.host.weather = in_turn(None, cut(), None, cut((1, 0.02)))
+        world.run()
+        world.check_exactly_once()
+
+
 def test_what_was_given_up_unread_is_not_taken_for_the_next_in_the_same_words() -> None:
     world = World(policy=replace(USUAL, max_attempts=2, read_cursor_first=True), max_items=1)
     world.know("c", "d")

@@ -153,6 +153,25 @@ def test_three_conversations_in_trouble_of_their_own_do_not_stop_the_others_for_
     assert sum(closed - opened for opened, closed in world.open_spans) <= 60
 
 
+@pytest.mark.parametrize("of", [[Action.SEND], list(Action)], ids=["writes", "reads too"])
+def test_three_sick_conversations_in_a_quiet_hour_do_not_stop_who_comes_later(of: list[Action]) -> None:
+    world, names = busy_world(3)
+    world.host.weather = lambda request: (
+        own_500() if request.conversation_id in names and request.action in of else None
+    )
+    world.run(3600)
+    assert world.circuit.is_open
+    assert not world.outcomes
+    # Holds only where reading goes on, a little, while the circuit is open: somebody healthy has to be at hand.
+    fresh = world.add("fresh", "good morning")
+    world.run(15)
+    assert set(world.outcomes) == set(fresh)
+    world.keep_adding(600, 1.0, "fresh")
+    world.run()
+    world.check_exactly_once()
+    assert {world.events[tag].conversation_id for tag in world.dead} <= set(names)
+
+
 def test_throttling_for_all_gives_nothing_up_and_opens_nothing() -> None:
     world, _ = busy_world(10)
     world.host.weather = outage(throttled(), 0, world.now + 3000)

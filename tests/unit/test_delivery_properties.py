@@ -43,7 +43,7 @@ _ALWAYS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 PROFILE: Final = {
     "default": settings(_ALWAYS, max_examples=150),
     "long": settings(_ALWAYS, max_examples=3_000),
-    "mutants": settings(_ALWAYS, max_examples=250, derandomize=True, database=None, phases=[Phase.generate]),
+    "mutants": settings(_ALWAYS, max_examples=80, derandomize=True, database=None, phases=[Phase.generate]),
 }[os.environ.get("HYPOTHESIS_PROFILE", "default")]
 
 JUST_IN_TIME: Final = SETTLE_SECONDS - 0.01
@@ -83,7 +83,7 @@ def worlds(draw: st.DrawFn, words: st.SearchStrategy[list[str]]) -> World:
     jitter = draw(st.sampled_from([0.0, 0.3, 0.999]))
     world = World(
         host,
-        policy=replace(PATIENT, read_cursor_first=draw(st.booleans())),
+        policy=replace(PATIENT, read_cursor_first=draw(st.booleans()), exact=draw(st.booleans())),
         max_items=draw(st.sampled_from([1, 3, 8, 20])),
         concurrency=draw(st.integers(1, 4)),
         random=lambda: jitter,
