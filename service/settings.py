@@ -153,6 +153,8 @@ class ApiSettings(Group):
                 text = self.key_file.read_text(encoding="utf-8").strip()
             except OSError as error:
                 raise ValueError(f"API__KEY_FILE cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise ValueError("API__KEY_FILE is no text") from None
             self.key = SecretStr(text)
         host = urlsplit(self.base_url).hostname or ""
         if not self.key.get_secret_value() and (host == "aliyuncs.com" or host.endswith(".aliyuncs.com")):
