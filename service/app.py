@@ -139,7 +139,7 @@ class Service:
             ledger=self.ledger,
         )
         self.health.problem = self.intake.problem
-        self.intake.held = lambda: self.circuit.is_open or self.health.draining
+        self.intake.held = self._hold
         self.health.circuit_reason = lambda: self.circuit.reason
         self.listener = AsgiListener(
             OpsApp(self.metrics.registry, self.health, self.status, lambda: asyncapi(settings.kafka, __version__)),
@@ -239,6 +239,14 @@ class Service:
 
     def _lost(self, partition: Partition) -> None:
         self.intake.lost(partition)
+
+    def _hold(self) -> bool:
+        """Whether reading is to stop: we are stopping, or the circuit is open and something waits to probe it with.
+
+        A rebalance drops what waits. Nothing would ever close the circuit again if nothing were read then.
+        """
+        waiting = any(partition.lanes for partition in self.grouper.partitions.values())
+        return self.health.draining or (self.circuit.is_open and waiting)
 
     def _regulate_if_paused(self) -> None:
         if self.intake.paused or self.circuit.is_open:

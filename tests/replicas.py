@@ -15,11 +15,13 @@ import signal
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 from aiokafka import AIOKafkaProducer, TopicPartition
 from fault_run import API_KEY, QUICK, SOAK, EmulatorProcess, Figures, Message, named, read_arrivals, tell
+from kafka_server import free_port
 from service_process import ServiceProcess, until
 
 from service.emulator.faults import FaultScript
@@ -29,7 +31,7 @@ from service.kafka.reading import committed_offsets, committed_positions
 from service.settings import KafkaSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -152,8 +154,7 @@ class Fleet:
         static: bool = True,
         latency_seconds: float = 0.05,
         script: FaultScript = FaultScript(),  # noqa: B008 - frozen
-        api_ports: Sequence[int] = (),
-        **settings: str,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.kafka = KafkaSettings(
             bootstrap_servers=bootstrap_servers,
@@ -167,7 +168,8 @@ class Fleet:
         self.api = EmulatorProcess(folder, script, latency_seconds=latency_seconds, seed=1)
         self._folder = folder
         self._static = static
-        self._api_ports = api_ports
+        self.ports: dict[int, int] = {}
+        """By replica, the port it reaches the API at, where that is not the API's own."""
         self._settings = {
             "KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
             "KAFKA__GROUP_ID": topics.group,
@@ -189,7 +191,7 @@ class Fleet:
 
     def _maker(self, number: int) -> Callable[[], ServiceProcess]:
         def make() -> ServiceProcess:
-            port = self._api_ports[number] if number < len(self._api_ports) else self.api.port
+            port = self.ports.get(number, self.api.port)
             own = {"KAFKA__GROUP_INSTANCE_ID": f"replica-{number}"} if self._static else {}
             url = f"http://127.0.0.1:{port}/v1"
             return ServiceProcess(self._settings | own | {"API__BASE_URL": url}, self._folder)
@@ -391,6 +393,57 @@ class Ended:
         assert report.uncommitted == 0, report.lines()
         assert not report.dead_letters, report.lines()
         assert self.exit_codes == [0] * len(self.exit_codes)
+
+
+class Tap:
+    """A port before the API's that passes everything on, and notes when each write came through."""
+
+    def __init__(self, behind: int) -> None:
+        self.port = free_port()
+        self.writes: list[float] = []
+        """Seconds since the epoch."""
+        self._behind = behind
+        self._passing: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for passing in self._passing:
+            passing.cancel()
+        await asyncio.gather(*self._passing, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passing = asyncio.create_task(self._pass(reader, writer))
+        self._passing.add(passing)
+        passing.add_done_callback(self._passing.discard)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._behind)
+        try:
+            await asyncio.gather(self._copy(reader, back, self.writes), self._copy(there, writer))
+        finally:
+            for end in (writer, back):
+                end.close()
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
+
+    @staticmethod
+    async def _copy(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, writes: list[float] | None = None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if writes is not None and data.startswith(b"POST "):
+                    writes.append(time.time())
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
 
 
 @dataclass(slots=True)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from fault_run import soak
 from replicas import Fleet
+from service_process import until
+
+from service.emulator.faults import FaultScript, Rule, Status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from conftest import MakeTopics
     from kafka_server import KafkaServer
 
+OUTAGE = FaultScript(rules=(Rule(Status(status=503, form="html")),))
 RESTARTS = int(soak(20, 3))
 ITEMS_BETWEEN = 300
 """What a replica delivers between two restarts, at least, so that each of them meets work."""
@@ -64,3 +68,29 @@ async def test_one_replica_joins_and_one_leaves_under_load_and_nothing_is_lost_d
         ended = await fleet.end("one replica joins, one leaves")
     ended.assert_sound()
     assert ended.report.duplicate_replies.count == 0
+
+
+async def test_a_rebalance_while_the_api_is_away_does_not_make_its_absence_last(
+    kafka: KafkaServer, topics: MakeTopics, tmp_path: Path
+) -> None:
+    names = await topics(partitions=4)
+    # What is of unknown fate cannot be settled while the API is away, so that a drain takes all it may.
+    drain = {"SHUTDOWN__DRAIN_SECONDS": "3"}
+    async with Fleet(kafka.bootstrap_servers, names, tmp_path, replicas=2, static=False, settings=drain) as fleet:
+        first, second = fleet.replicas
+        await fleet.start(0)
+        async with fleet.load(conversations=100, per_second=200):
+            await first.at_work(ITEMS_BETWEEN)
+            await fleet.api.play(OUTAGE)
+
+            async def open_circuit() -> bool:
+                return await first.process.metric("circuit_state") == 1
+
+            await until("an open circuit", open_circuit)
+            await second.start()
+            await fleet.shared()
+            await fleet.api.play(FaultScript())
+            await first.at_work(ITEMS_BETWEEN)
+            await second.at_work(ITEMS_BETWEEN)
+        ended = await fleet.end("a rebalance while the API is away")
+    ended.assert_sound()
