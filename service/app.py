@@ -29,6 +29,7 @@ from service.kafka.connection import KafkaError
 from service.kafka.intake import Intake
 from service.kafka.ledger import Ledger, LogError
 from service.kafka.ledger_log import KafkaLedgerLog
+from service.kafka.membership import Membership
 from service.kafka.outlet import Outlet, TopicMissingError
 from service.ops import logs
 from service.ops.asgi import AsgiListener
@@ -110,6 +111,8 @@ class Service:
             run=settings.dead_letter.flood_run,
             window_seconds=settings.dead_letter.flood_window_seconds,
         )
+        membership = Membership(settings.kafka, self.clock, boot_clock)
+        self.health.idle_seconds = membership.idle_seconds
         self.pump = Pump(
             settings,
             self.grouper,
@@ -119,6 +122,7 @@ class Service:
             self.outlet,
             self.metrics,
             self.health,
+            lease=membership.lease_valid,
             settled=self._regulate_if_paused,
             fatal=self.fail,
             clock=self.clock,
@@ -129,6 +133,7 @@ class Service:
             self.grouper,
             self.metrics,
             self.health,
+            membership,
             refuse=self.pump.refuse,
             repeat=self.pump.repeat,
             arrived=self.pump.wake,

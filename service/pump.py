@@ -79,6 +79,7 @@ class Pump:
         metrics: Metrics,
         health: Health,
         *,
+        lease: Callable[[], bool],
         settled: Callable[[], None],
         fatal: Callable[[BaseException], None],
         clock: Callable[[], float],
@@ -100,6 +101,8 @@ class Pump:
         self._outlet = outlet
         self._metrics = metrics
         self._health = health
+        self._lease = lease
+        self._lease_missed = False
         self._settled = settled
         self._fatal = fatal
         self._clock = clock
@@ -129,6 +132,8 @@ class Pump:
 
     def _start_due(self, now: float) -> float:
         """Start what is due as far as permits go; returns when to look again."""
+        if not self._leased():
+            return math.inf
         while True:
             permitted_at = max(self._circuit.next_attempt(now), self._limiter.next_start(now))
             if permitted_at > now:
@@ -153,6 +158,16 @@ class Pump:
             task = asyncio.create_task(self._work(batch, action, probe=probe))
             self._under_way.add(task)
             task.add_done_callback(self._finished)
+
+    def _leased(self) -> bool:
+        """Whether the partitions are surely ours still; told once when that keeps something from being sent."""
+        if self._lease():
+            self._lease_missed = False
+            return True
+        if not self._lease_missed and self._grouper.deadline() is not None:
+            self._lease_missed = True
+            log.warning("the group may have given the partitions to others: nothing is sent until it answers")
+        return False
 
     async def _work(self, batch: Batch, action: Action, *, probe: bool) -> None:
         """Make one request for a batch and carry out what follows from the answer."""
@@ -226,8 +241,13 @@ class Pump:
     async def _request(self, batch: Batch, action: Action, still: Callable[[], bool] | None) -> Answer:
         conversation_id = batch.conversation_id
         if action is Action.SEND:
+            partition = batch.lane.partition
+
+            def wanted() -> bool:
+                return partition.alive and self._lease() and (still is None or still())
+
             items = [event.item for event in batch.events]
-            return await self._conversations.create_items(conversation_id, items, still=still)
+            return await self._conversations.create_items(conversation_id, items, still=wanted)
         unsettled = batch.unsettled
         if unsettled is None:
             return await self._conversations.list_items(conversation_id, limit=1, newest_first=True)

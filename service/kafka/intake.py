@@ -32,12 +32,13 @@ from service.kafka.reading import committed_offsets
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from aiokafka import ConsumerRecord
+    from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
     from service.core.grouper import Grouper, Partition
     from service.core.ledger import Settled
     from service.core.model import Event
     from service.kafka.ledger import Ledger, TakenOver
+    from service.kafka.membership import Membership
     from service.ops.health import Health
     from service.ops.metrics import Metrics
     from service.settings import Settings
@@ -78,6 +79,7 @@ class Intake:
         grouper: Grouper,
         metrics: Metrics,
         health: Health,
+        membership: Membership,
         *,
         refuse: Callable[[Partition, Refusal], None],
         repeat: Callable[[Partition, Event, Settled], None],
@@ -93,6 +95,7 @@ class Intake:
         self._grouper = grouper
         self._metrics = metrics
         self._health = health
+        self._membership = membership
         self._refuse = refuse
         self._repeat = repeat
         self._given_up = given_up
@@ -120,6 +123,7 @@ class Intake:
         """Whether reading is to stop altogether: the circuit is open, or the process is stopping."""
         self._accepted = metrics.counter("events_total", "accepted")
         self._broker = _Broker(
+            membership,
             settings.kafka.bootstrap_servers.split(","),
             security=broker_security(settings.kafka),
             client_id="convoy",
@@ -221,8 +225,12 @@ class Intake:
         started = self._clock()
         for partition in partitions:
             self._grouper.drain(partition.number)
-        await self._drain(partitions)
-        await self.commit()
+        if self._membership.lease_valid():
+            await self._drain(partitions)
+            await self.commit()
+        else:
+            # They may be somebody else's by now: what is in flight is theirs to send again, and no commit is accepted.
+            log.warning("the group went on without us; nothing is waited for", extra={"partitions": sorted(numbers)})
         for partition in partitions:
             # A stop may meet a rebalance: both wait for the same drain, and one of them gets here first.
             if partition.alive:
@@ -513,7 +521,25 @@ class Intake:
 
 
 class _Broker(KafkaBroker):
-    """FastStream's broker, whose stop ends in time: without brokers aiokafka waits for ever to leave."""
+    """FastStream's broker, whose consumers are watched, and whose stop ends in time.
+
+    Without brokers aiokafka waits for ever to leave its group.
+    """
+
+    def __init__(self, membership: Membership, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._membership = membership
+
+    async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
+        build = await super()._connect()
+
+        def build_watched(**arguments: Any) -> AIOKafkaConsumer:
+            consumer = build(**arguments)
+            self._membership.watch(consumer)
+            return consumer
+
+        self.config.broker_config.builder = build_watched
+        return build_watched
 
     async def stop(self, *args: Any) -> None:
         stopping = asyncio.ensure_future(super().stop(*args))

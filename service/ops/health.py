@@ -32,6 +32,8 @@ class Health:
         self.circuit_reason: Callable[[], str | None] = lambda: None
         self.problem: Callable[[], str | None] = lambda: None
         """What an operator has to decide before everything is read that should be; ``None`` while nothing is."""
+        self.idle_seconds: Callable[[float], float] = lambda _: 0.0
+        """How long, at a time, the consumer has not been polled although nothing stood in its way."""
 
     def started(self) -> None:
         """Note that the process begins to run: what came before it was not a stall."""
@@ -47,7 +49,8 @@ class Health:
 
     def alive(self) -> tuple[bool, dict[str, Any]]:
         """The answer of ``/livez``."""
-        idle = self._clock() - self._looked
+        now = self._clock()
+        idle = max(now - self._looked, self.idle_seconds(now))
         alive = idle < STALLED_SECONDS
         return alive, {"status": "alive" if alive else "stalled", "seconds_since_progress": round(idle, 3)}
 
