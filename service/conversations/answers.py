@@ -41,9 +41,9 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, *, wall_cl
     """Read one answer; ``wall_clock`` (seconds since the epoch) is what a ``Retry-After`` date counts from."""
     if 200 <= status < 300:
         try:
-            answer = _decode_list(body)
+            answer = _decode_list(_as_text(body))
             last_id = answer.last_id or (_decode_id(answer.data[-1]).id if answer.data else "")
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Answered(status)
         return Answered(status, answer.data, last_id, bool(answer.has_more))
     return Answered(
@@ -52,6 +52,16 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, *, wall_cl
         retry_after_seconds=_retry_after(headers, wall_clock),
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "").lower()),
     )
+
+
+def _as_text(body: bytes) -> bytes:
+    """Body in UTF-8: its items go into replies as they are, and a decoder skips what it does not decode unseen."""
+    if not body.isascii():
+        try:
+            str(body, "utf-8")
+        except UnicodeDecodeError:
+            return body.decode("utf-8", "replace").encode()
+    return body
 
 
 def _error(body: bytes) -> ErrorBody | None:

@@ -1,0 +1,124 @@
+"""One table: what is not in it cannot be written, and each row says what to do about it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.ops.metrics import PREFIX, TABLE, Metrics
+
+SERVICE = Path(__file__).parents[2] / "service"
+
+
+def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
+        for sample in family.samples
+    }
+
+
+def written_names() -> set[str]:
+    """The names by which the service writes metrics, from its source."""
+    found = set()
+    for file in SERVICE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"counter", "gauge", "histogram", "gauge_of", "collect_with"}:
+                found.add(str(node.args[0].value))
+    # `gauge` is also what the application calls `gauge_of`.
+    return found
+
+
+def test_every_metric_that_is_written_is_in_the_table_and_the_other_way_round() -> None:
+    assert written_names() == {row.name for row in TABLE}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_a_row_is_fit_to_be_read(row: object) -> None:
+    name, kind, help_, action = (getattr(row, field) for field in ("name", "kind", "help", "action"))
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
+    assert help_.endswith(".")
+    assert action
+    # Prometheus's own conventions: base units at the end, and `total` on what only rises.
+    assert (kind is Counter) == name.endswith("_total")
+    assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|percent)(_|$)", name)
+    if kind is Histogram:
+        buckets = getattr(row, "buckets")  # noqa: B009 - one object for all rows
+        assert list(buckets) == sorted(set(buckets))
+
+
+def test_names_are_unique_and_no_label_is_without_bound() -> None:
+    assert len({row.name for row in TABLE}) == len(TABLE)
+    labels = {label for row in TABLE for label in row.labels}
+    assert not labels & {"conversation", "conversation_id", "event_id", "item_id", "key", "message", "url"}
+
+
+def test_what_is_not_in_the_table_cannot_be_written() -> None:
+    metrics = Metrics()
+    for write in (metrics.counter, metrics.gauge, metrics.histogram):
+        with pytest.raises(KeyError):
+            write("surprises_total")
+
+
+def test_a_metric_is_written_by_its_kind_and_with_all_its_labels() -> None:
+    metrics = Metrics()
+    with pytest.raises(AssertionError):
+        metrics.gauge("events_total", "accepted")
+    with pytest.raises(AssertionError):
+        metrics.counter("buffered_events")
+    with pytest.raises(ValueError, match="label"):
+        metrics.counter("attempts_total", "create_items")
+
+
+def test_what_is_written_is_what_is_scraped() -> None:
+    metrics = Metrics()
+    metrics.counter("events_total", "accepted").inc(3)
+    metrics.counter("events_total", "accepted").inc()
+    metrics.histogram("batch_items").observe(20)
+    metrics.gauge("build_info", "1.2.3").set(1)
+    level = 7.0
+    metrics.gauge_of("buffered_events", lambda: level)
+    seen = scrape(metrics)
+    assert seen[f"{PREFIX}events_total", (("result", "accepted"),)] == 4
+    assert seen[f"{PREFIX}batch_items_sum", ()] == 20
+    assert seen[f"{PREFIX}build_info", (("version", "1.2.3"),)] == 1
+    assert seen[f"{PREFIX}buffered_events", ()] == 7
+    level = 8.0
+    assert scrape(metrics)[f"{PREFIX}buffered_events", ()] == 8
+
+
+def test_a_gauge_that_is_collected_shows_the_labels_there_are_and_forgets_those_that_went() -> None:
+    metrics = Metrics()
+    lag: dict[tuple[str, ...], float] = {("events", "0"): 5.0, ("events", "1"): 0.0}
+    metrics.collect_with("consumer_lag_records", lambda: lag)
+    name = f"{PREFIX}consumer_lag_records"
+    assert {key: value for key, value in scrape(metrics).items() if key[0] == name} == {
+        (name, (("partition", "0"), ("topic", "events"))): 5,
+        (name, (("partition", "1"), ("topic", "events"))): 0,
+    }
+    del lag["events", "0"]
+    assert [key for key in scrape(metrics) if key[0] == name] == [(name, (("partition", "1"), ("topic", "events")))]
+
+
+def test_two_registries_share_nothing() -> None:
+    one, two = Metrics(), Metrics()
+    one.counter("delivered_items_total").inc()
+    assert scrape(two)[f"{PREFIX}delivered_items_total", ()] == 0
+
+
+def test_the_process_itself_is_measured() -> None:
+    names = {name for name, _ in scrape(Metrics())}
+    assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "python_info"} <= names
+
+
+def test_every_kind_of_row_is_one_of_three() -> None:
+    assert {row.kind for row in TABLE} == {Counter, Gauge, Histogram}
