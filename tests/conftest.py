@@ -110,7 +110,7 @@ class MakeTopics(Protocol):
 
 @pytest_asyncio.fixture
 async def topics(kafka: KafkaServer) -> AsyncIterator[MakeTopics]:
-    """`await topics(partitions=4)` → events, replies, dead letters, a ledger as SPEC §8 wants it, a group."""
+    """`await topics(partitions=4)` → events, replies, dead letters, a ledger as it must be, a group."""
     made: list[Topics] = []
     if kafka.restartable:
         # Another test may have failed with the broker down or paused.

@@ -58,7 +58,7 @@ INVALID_VALUES = (
     b'{"item":{"type":"function_call","role":"user","content":"ring()"}}',
     b'{"note":"neither an item nor role and content"}',
 )
-"""One of each way to be no event; SPEC §3."""
+"""One of each way to be no event."""
 
 
 @dataclass(frozen=True, slots=True)

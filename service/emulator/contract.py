@@ -1,4 +1,4 @@
-"""Knows the Conversations API by heart: what it accepts, how it answers and how it refuses (SPEC §2).
+"""Knows the Conversations API by heart: what it accepts, how it answers and how it refuses.
 
 Pure functions from decoded requests to values and from values to answers. Must not know the socket, what is
 stored or the faults. Sources: Alibaba Model Studio, "OpenAI compatible - Conversations"; OpenAI, API
@@ -40,7 +40,7 @@ WRITES: Final[tuple[Operation, ...]] = (
 """The operations that change a conversation; two of them at a time may be refused as `conversation_locked`."""
 
 ErrorForm = Literal["openai", "flat", "dashscope", "text", "html"]
-"""How an error looks: nested, flat, DashScope's own style, or no JSON at all (SPEC §2)."""
+"""How an error looks: nested, flat, DashScope's own style, or no JSON at all."""
 
 MAX_ITEMS: Final = 20
 MAX_METADATA_PAIRS: Final = 16
