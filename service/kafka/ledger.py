@@ -36,7 +36,7 @@ from service.kafka import above
 from service.settings import INTENT_FRESH_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 
     from aiokafka import ConsumerRecord
 
@@ -241,16 +241,18 @@ class Ledger:
         claim = Claim(*await self._append(number, line))
         asked = self._clock()
         past = Past(in_force, position)
-        async for record in self._read(number, start, claim.offset):
-            if isinstance(record, Claim):
-                self._check_claim(number, record)
-            past.take(record)
+        async with contextlib.aclosing(self._read(number, start, claim.offset)) as records:
+            async for record in records:
+                if isinstance(record, Claim):
+                    self._check_claim(number, record)
+                past.take(record)
         ownership = _Owned(claim, past)
         if _given_up(partition):
             return None
         await commit(partition, position, _text(ownership, position, before))
-        for conversation_id in past.after.keys() - past.open.keys():
-            self._cursors.learn(conversation_id, past.after[conversation_id])
+        for conversation_id, after in past.after.items():
+            if conversation_id not in past.open:
+                self._cursors.learn(conversation_id, after)
         started = {conversation_id: asked - age_seconds(intent, claim) for conversation_id, intent in past.open.items()}
         self._metrics.counter("ledger_recoveries_total", "open_intents" if past.open else "clean").inc()
         log.info(
@@ -379,7 +381,7 @@ class Ledger:
     async def _read_gap(self, number: int, gap: Gap) -> list[Record]:
         return [record async for record in self._read(number, gap.start, gap.end)]
 
-    async def _read(self, number: int, start: int, end: int) -> AsyncIterator[Record]:
+    async def _read(self, number: int, start: int, end: int) -> AsyncGenerator[Record, None]:
         if start >= end:
             return
         async with contextlib.aclosing(self._log.read(number, start, end)) as found:
