@@ -401,11 +401,14 @@ class FaultRun:
             **(settings or {}),
         }
         self._gated = gated
+        self._folder = folder
         self.service = ServiceProcess(self._settings, folder)
         self.published: list[Message] = []
         self.published_at: dict[str, float] = {}
         """By text, when the event was published (seconds since the epoch)."""
         self._ends: dict[int, int] = {}
+        self._earlier: Counter[str] = Counter()
+        """What processes counted that were restarted since."""
         self._parts = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -426,6 +429,13 @@ class FaultRun:
         await self._parts.enter_async_context(self.service)
         await self.service.ready()
 
+    async def restart(self) -> None:
+        """Tell the service to stop, wait until it did, and start another in its place."""
+        self._earlier += await self._counts()
+        assert await self.service.stop() == 0
+        self.service = ServiceProcess(self._settings, self._folder)
+        await self.start()
+
     # Publishing
 
     @contextlib.asynccontextmanager
@@ -436,6 +446,18 @@ class FaultRun:
             publisher = Publisher(self, producer)
             yield publisher
             await publisher.stored()
+
+    @contextlib.asynccontextmanager
+    async def traffic(self, published: Iterable[Message], per_second: float) -> AsyncIterator[None]:
+        """Publish these at this rate meanwhile; at the end, wait until all of it is stored."""
+        async with self.publishing() as publisher:
+            steady = asyncio.create_task(publisher.steadily(published, per_second))
+            try:
+                yield
+                await steady
+            finally:
+                steady.cancel()
+                await asyncio.gather(steady, return_exceptions=True)
 
     async def publish(self, published: Iterable[Message]) -> None:
         """Publish all of these in this order, acknowledged."""
@@ -479,7 +501,7 @@ class FaultRun:
         `notes` are what else is to be told, by name: a text, or what makes one of the run that is over.
         """
         await self.finished(within_seconds)
-        counts = await self._counts()
+        counts = self._earlier + await self._counts()
         exit_code = await self.service.stop()
         await until("the landing of what is late", self._landed)
         stats, dump = await self.api.stats(), await self.api.dump()
@@ -524,9 +546,9 @@ class FaultRun:
     async def _landed(self) -> bool:
         return not (await self.api.stats())["late_landings"]
 
-    async def _counts(self) -> dict[str, int]:
+    async def _counts(self) -> Counter[str]:
         names = ("retries_total", "readbacks_total", "duplicates_prevented_total")
-        return {name: int(await self.service.metric(name)) for name in names}
+        return Counter({name: int(await self.service.metric(name)) for name in names})
 
     async def _letters(self) -> list[Letter]:
         letters = []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fault_run import messages, named, soak
+from service_process import until
 
 from service.emulator.faults import Cut, FaultScript, Rule, Status, When
 
@@ -51,3 +52,24 @@ async def test_errors_throttling_and_cuts_by_chance_lose_double_and_reorder_noth
         faults = {fault["rule"]: fault["applied"] for fault in ended.stats["faults"]}
         assert min(faults.values()) > 20, faults
         assert ended.stats["max_writes_of_one_conversation"] == 1
+
+
+async def test_a_restart_amid_errors_and_cuts_loses_doubles_and_reorders_nothing(fault_run: MakeRun) -> None:
+    """What is unheard of when it is told to stop is settled before it ends: its successor would send it again."""
+    settings = {"DELIVERY__READ_CURSOR_FIRST": "true", "BATCH__MAX_ITEMS": "5"}
+    async with fault_run(TROUBLE, settings=settings) as run:
+        await run.publish(messages(named("chance", 100), turns=40))
+        await run.start()
+        for _ in range(2):
+            delivered = await run.service.metric("delivered_items_total")
+
+            async def goes_on(delivered: float = delivered) -> bool:
+                now: float = await run.service.metric("delivered_items_total")
+                return now > delivered + 500
+
+            await until("five hundred more deliveries", goes_on)
+            await run.restart()
+        ended = await run.end("the same, and two restarts", within_seconds=60)
+        ended.assert_sound()
+        assert not ended.letters
+        assert ended.report.duplicate_replies.count == 0
