@@ -54,10 +54,20 @@ CALM = {
 
 
 @overload
-async def until(what: str, condition: Callable[[], Awaitable[T]], within_seconds: float = ...) -> T: ...
+async def until(
+    what: str, condition: Callable[[], Awaitable[T]], within_seconds: float = ..., *, every_seconds: float = ...
+) -> T: ...
 @overload
-async def until(what: str, condition: Callable[[], T], within_seconds: float = ...) -> T: ...
-async def until(what: str, condition: Callable[[], Any], within_seconds: float = PATIENCE_SECONDS) -> Any:
+async def until(
+    what: str, condition: Callable[[], T], within_seconds: float = ..., *, every_seconds: float = ...
+) -> T: ...
+async def until(
+    what: str,
+    condition: Callable[[], Any],
+    within_seconds: float = PATIENCE_SECONDS,
+    *,
+    every_seconds: float = POLL_SECONDS,
+) -> Any:
     """Return what `condition` gives as soon as that is true; fail after a while, saying what never came.
 
     A process whose HTTP does not answer (yet) makes it not true.
@@ -75,7 +85,7 @@ async def until(what: str, condition: Callable[[], Any], within_seconds: float =
         if found:
             return found
         assert time.monotonic() < deadline, f"not within {within_seconds:g} s: {what} (last seen: {last!r})"
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(every_seconds)
 
 
 class ServiceProcess:
@@ -322,7 +332,8 @@ class Trial:
         async def at_the_end() -> bool:
             return await self.committed() == self.ends
 
-        await until(f"positions at {self.ends}", at_the_end, within_seconds)
+        # Each look is a connection of its own to the broker.
+        await until(f"positions at {self.ends}", at_the_end, within_seconds, every_seconds=0.2)
 
     async def configure(self, topic: str, **config: str) -> None:
         """Change settings of a topic (dots as underscores); those not named go back to their defaults."""

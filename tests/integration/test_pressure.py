@@ -22,7 +22,7 @@ ONE_POLL = 50
 
 async def test_a_slow_api_pauses_partitions_and_bounds_what_is_held(trial: MakeTrial) -> None:
     run = await trial(partitions=2, latency_seconds=0.05)
-    count = await run.publish(chat(conversations=100, turns=80))
+    count = await run.publish(chat(conversations=80, turns=50))
     settings = {"LIMITS__MAX_BUFFERED_EVENTS": "500", "DELIVERY__MAX_CONCURRENCY": "8"}
     async with run.process(**settings) as service:
         await service.ready()
@@ -32,7 +32,7 @@ async def test_a_slow_api_pauses_partitions_and_bounds_what_is_held(trial: MakeT
             seen.append((await service.metric("buffered_events"), await service.metric("paused_partitions")))
             return await run.committed() == run.ends
 
-        await until("everything committed", finished, 60)
+        await until("everything committed", finished, 60, every_seconds=0.1)
         assert (await service.metric("buffered_events"), await service.metric("buffered_bytes")) == (0, 0)
         assert await service.stop() == 0
 
@@ -57,7 +57,7 @@ async def test_a_backlog_of_large_events_is_bounded_by_its_bytes(trial: MakeTria
             peak = max(peak, await service.metric("buffered_bytes"))
             return await run.committed() == run.ends
 
-        await until("everything committed", finished, 60)
+        await until("everything committed", finished, 60, every_seconds=0.1)
         assert await service.stop() == 0
     # A fetch is 1 MiB a partition by aiokafka's default, and an event is held as its record and as its item.
     assert size < peak <= 3 * (1 << 20) + 3 * size
@@ -158,7 +158,7 @@ async def test_a_server_error_after_storing_is_read_back_and_not_sent_twice(tria
 
 async def test_two_slow_replicas_and_a_tiny_buffer_get_everything_out(trial: MakeTrial) -> None:
     run = await trial(partitions=4, latency_seconds=0.05)
-    count = await run.publish(chat(conversations=60, turns=60))
+    count = await run.publish(chat(conversations=60, turns=40))
     settings = {"LIMITS__MAX_BUFFERED_EVENTS": "100", "DELIVERY__MAX_CONCURRENCY": "8"}
     async with run.process(**settings) as one, run.process(**settings) as two:
         await asyncio.gather(delivered(one, 200), delivered(two, 200))

@@ -41,9 +41,9 @@ async def test_a_process_told_to_stop_under_load_drains_commits_and_the_next_res
 
 async def test_a_process_restarted_again_and_again_loses_and_repeats_nothing(trial: MakeTrial) -> None:
     run = await trial(partitions=3, latency_seconds=0.1)
-    count = await run.publish(chat(conversations=60, turns=60))
+    count = await run.publish(chat(conversations=60, turns=45))
     exits = []
-    for _ in range(4):
+    for _ in range(3):
         async with run.process(**SLOW) as service:
             await service.ready()
             await delivered(service, 300)
@@ -53,7 +53,7 @@ async def test_a_process_restarted_again_and_again_loses_and_repeats_nothing(tri
         await run.finished()
         exits.append(await service.stop())
 
-    assert exits == [0] * 5
+    assert exits == [0] * 4
     report = await run.audit()
     assert report.content, report.lines()
     assert (report.delivered, report.duplicate_replies.count) == (count, 0)
@@ -82,7 +82,7 @@ async def test_a_process_that_is_killed_under_load_has_committed_nothing_without
 
 async def test_one_replica_leaves_and_one_joins_under_load_without_loss_repeat_or_disorder(trial: MakeTrial) -> None:
     run = await trial(partitions=6, latency_seconds=0.1)
-    count = await run.publish(chat(conversations=120, turns=60))
+    count = await run.publish(chat(conversations=120, turns=45))
 
     async with run.process(**SLOW) as one, run.process(**SLOW) as two, run.process(**SLOW) as three:
         await one.ready()
