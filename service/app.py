@@ -19,7 +19,7 @@ from faststream import FastStream
 
 from service import __version__
 from service.conversations.client import Conversations
-from service.core.circuit import Circuit
+from service.core.circuit import Circuit, CircuitReason
 from service.core.delivery import Delivery, Policy
 from service.core.flood import FloodGuard
 from service.core.grouper import Grouper
@@ -248,10 +248,17 @@ class Service:
     def _hold(self) -> bool:
         """Whether reading is to stop: we are stopping, or the circuit is open and something waits to probe it with.
 
-        A rebalance drops what waits. Nothing would ever close the circuit again if nothing were read then.
+        Something that was not tried yet: where only conversations wait that failed, they may be the sick ones, and
+        nothing would ever close the circuit if nothing else were read. Not so in a flood of records that are no
+        events: reading on would drain the topic into the dead letters.
         """
-        waiting = any(partition.lanes for partition in self.grouper.partitions.values())
-        return self.health.draining or (self.circuit.is_open and waiting)
+        if not self.circuit.is_open:
+            return self.health.draining
+        flood = self.circuit.reason is CircuitReason.FLOOD_GUARD and self.settings.dead_letter.flood_counts_invalid
+        untried = any(
+            not lane.parts for partition in self.grouper.partitions.values() for lane in partition.lanes.values()
+        )
+        return self.health.draining or flood or untried
 
     def _regulate_if_paused(self) -> None:
         if self.intake.paused or self.circuit.is_open:

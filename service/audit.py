@@ -230,7 +230,8 @@ def _judge_conversations(
     items: Mapping[str, list[HeldItem]],
 ) -> None:
     published: dict[str, dict[Hashable, list[Place]]] = defaultdict(lambda: defaultdict(list))
-    for place in sorted(events):
+    # What was given up and sent again lies at two places; the item held is that of the one that was answered.
+    for place in sorted(events, key=lambda place: (place not in answered, place)):
         event = events[place]
         if event.conversation_id is not None:
             published[event.conversation_id][event.content].append(place)

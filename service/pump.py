@@ -194,6 +194,8 @@ class Pump:
             except Exception as error:  # one delivery's bug is fenced: it ends in dead letters, the others go on
                 log.exception("a delivery failed unforeseen", extra={"error": type(error).__name__})
                 now = self._clock()
+                # Nobody knows what is stored: behind the old cursor the next message in the same words would be found.
+                self._delivery.cursors.forget(batch.conversation_id)
                 result = _internal_error(batch, error)
             else:
                 signal = _signal(verdict)

@@ -338,6 +338,9 @@ class Delivery:
                 self.circuit.trip(now, CircuitReason.FLOOD_GUARD, outcome.dead.reason.value)
                 batch.setbacks += 1
                 return Result(again_at=now + self._backoff(batch.setbacks, self._host_limit()))
+        if self._flood.flooded and not self.circuit.is_open:
+            # A refusal or a lock shows the host at work; that is not what was asked.
+            self.circuit.trip(now, CircuitReason.FLOOD_GUARD, "nothing delivered since")
         return result
 
     def refused_record(self, conversation: str, now: float) -> None:

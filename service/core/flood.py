@@ -49,6 +49,11 @@ class FloodGuard:
         """Whether there is anything to watch."""
         return self._share is not None or self._run is not None
 
+    @property
+    def flooded(self) -> bool:
+        """Whether there were too many, and nothing was delivered since."""
+        return self._flooded
+
     def delivered(self, events: int, now: float) -> None:
         """Note events that were stored."""
         if self._share is not None:

@@ -33,6 +33,8 @@ MAX_REQUEST_BYTES = 512 << 10
 """Of one produce request a partition; well below a broker's default limit of 1 MiB."""
 RETRY_FIRST_SECONDS = 0.1
 RETRY_MAX_SECONDS = 5.0
+METADATA_SECONDS = 10.0
+"""To learn who leads a partition."""
 PARTITIONS_KNOWN = 100_000
 """Conversations whose reply partition is remembered: hashing a key costs more than writing its record."""
 KNOWN_KEY_BYTES = 256
@@ -170,6 +172,7 @@ class Outlet:
                 except (TimeoutError, KafkaError, OSError) as error:
                     if isinstance(error, MessageSizeTooLargeError) and self._make_room(queue, limit):
                         limit = 1
+                        await self._renew(producer)
                         continue
                     self._metrics.counter("output_failures_total", queue.topic).inc()
                     log.warning(
@@ -203,7 +206,9 @@ class Outlet:
             if count == limit:
                 break
         batch.close()
-        acknowledged = await producer.send_batch(batch, queue.topic, partition=queue.partition)
+        # One that another queue found failed and stopped meanwhile would keep us waiting for its metadata for ever.
+        adding = producer.send_batch(batch, queue.topic, partition=queue.partition)
+        acknowledged = await asyncio.wait_for(adding, METADATA_SECONDS)
         await acknowledged
         return count
 
@@ -232,8 +237,17 @@ class Outlet:
             except (TimeoutError, KafkaError, OSError):
                 await fresh.stop()
                 return
+            await self._prepare(fresh)
             self._producer = fresh
         await _stop(failed, RETRY_MAX_SECONDS)
+
+    async def _prepare(self, fresh: AIOKafkaProducer) -> None:
+        """Have a producer learn the topics it will write to, those that are gone excepted."""
+        learning = [asyncio.ensure_future(fresh.partitions_for(topic)) for topic in self._partitions]
+        _, late = await asyncio.wait(learning, timeout=METADATA_SECONDS)
+        for one in late:
+            one.cancel()
+        await asyncio.gather(*learning, return_exceptions=True)
 
     def _new_producer(self) -> AIOKafkaProducer:
         arguments: dict[str, Any] = {

@@ -76,3 +76,13 @@ def test_what_one_limit_holds_back_the_other_does_not_count_either() -> None:
         assert watch.would_flood("conv_0", 1, now=2)
     watch.delivered(300, now=3)
     assert not watch.would_flood("conv_0", 1, now=3)
+
+
+def test_flooded_it_says_so_until_something_is_delivered() -> None:
+    watch = guard(run=CONVERSATIONS - 1)
+    for n in range(CONVERSATIONS):
+        assert not watch.flooded
+        watch.would_flood(f"conv_{n}", 1, now=n)
+    assert watch.flooded
+    watch.delivered(1, now=20)
+    assert not watch.flooded
