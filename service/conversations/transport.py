@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from aiohttp.abc import AbstractStreamWriter
+
 MAX_ANSWER_BYTES = 32 << 20
 """20 items of the largest size an API takes are well below; more is not an answer but an attack or a mistake."""
 SET_BY_AIOHTTP = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
@@ -53,6 +55,31 @@ class _AskingConnector(aiohttp.TCPConnector):
             connection.release()
             raise WithdrawnError
         return connection
+
+
+class _Asking(aiohttp.Payload):
+    """A body that asks again when it is about to be written, and the head, which goes with its first bytes.
+
+    Before Python 3.12 aiohttp writes in another task, a round of the loop after the connection was handed over: in a
+    busy process time enough to be stopped in, with a dozen requests on their way.
+    """
+
+    still: Callable[[], bool]
+    withdrawn = False
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        if not self.still():
+            self.withdrawn = True
+            raise WithdrawnError
+        await super().write_with_length(writer, content_length)
+
+
+class _AskingBytes(_Asking, aiohttp.BytesPayload):
+    pass
+
+
+class _AskingFile(_Asking, aiohttp.BytesIOPayload):
+    pass
 
 
 class AiohttpTransport(httpx.AsyncBaseTransport):
@@ -135,11 +162,16 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         content = b"".join(request.stream)
         still = request.extensions.get("still")
         token = _still.set(still)
+        large = len(content) > LARGE_BODY_BYTES
+        data: bytes | io.BytesIO | _Asking | None = (io.BytesIO(content) if large else content) or None
+        if content and still is not None:
+            data = _AskingFile(io.BytesIO(content)) if large else _AskingBytes(content)
+            data.still = still
         try:
             async with self._session.request(
                 request.method,
                 URL(url, encoded=True),
-                data=(content if len(content) <= LARGE_BODY_BYTES else io.BytesIO(content)) or None,
+                data=data,
                 headers=self._headers,
                 allow_redirects=False,
                 proxy=self._proxy,
@@ -158,6 +190,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         except aiohttp.InvalidURL as error:
             raise httpx.UnsupportedProtocol(str(error), request=request) from error
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(data, _Asking) and data.withdrawn:
+                raise WithdrawnError from error
             # aiohttp names the URL in some of its errors, and the conversation stands in it.
             words = str(error).replace(url, "the API") or type(error).__name__
             raise httpx.ReadError(words, request=request) from error

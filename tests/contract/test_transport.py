@@ -45,6 +45,7 @@ CONNECT_SECONDS = 0.3
 SLACK_SECONDS = 1.5
 """What a busy machine may add to a deadline."""
 ITEM = b'{"type":"message","role":"user","content":"hello"}'
+LARGE_ITEM = ITEM.replace(b"hello", b"hello" * 300_000)
 STORED = b'{"data":[{"id":"msg_1","type":"message","role":"user","content":[]}],"last_id":"msg_1","has_more":false}'
 CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
@@ -551,6 +552,17 @@ async def test_a_request_that_is_called_off_once_connected_sends_nothing_and_kee
         assert server.requests == []
         assert isinstance(await conversations.create_items("conv_1", [ITEM], still=lambda: True), Answered)
         assert (server.connections, len(server.requests)) == (1, 1)
+
+
+@pytest.mark.parametrize("item", [ITEM, LARGE_ITEM], ids=["small", "large"])
+async def test_a_request_called_off_between_its_connection_and_its_first_byte_sends_nothing(item: bytes) -> None:
+    async with serving(store) as server, client(server.port) as conversations:
+        answers = iter([True, False])
+        found = await conversations.create_items("conv_1", [item], still=lambda: next(answers))
+        assert isinstance(found, Unanswered)
+        assert (found.fate, found.code) == (Fate.NOT_SENT, "withdrawn")
+        assert isinstance(await conversations.create_items("conv_1", [item], still=lambda: True), Answered)
+        assert len(server.requests) == 1
 
 
 # The key
