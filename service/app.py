@@ -67,6 +67,8 @@ class Service:
         self.clock = time.monotonic
         self.error: BaseException | None = None
         """What broke the loop; the process then ends with exit code 1."""
+        self.finished = True
+        """Whether the drain stored and committed all that was in flight."""
         self.metrics = Metrics()
         self.health = Health(self.clock, ready_needs_api=settings.ops.ready_needs_api)
         self.circuit = Circuit()
@@ -175,7 +177,7 @@ class Service:
         self.health.draining = True
         self.intake.regulate()
         if self.error is None:
-            await self.intake.revoked(list(self.grouper.partitions))
+            self.finished = await self.intake.revoked(list(self.grouper.partitions))
 
     async def close(self) -> None:
         """Close every connection."""
@@ -183,9 +185,11 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pump.stop()
-        await self.outlet.stop(STOP_SECONDS)
+        closing = [self.outlet.stop(STOP_SECONDS)]
         if self.ledger is not None:
-            await self.ledger.stop()
+            closing.append(self.ledger.stop())
+        # Side by side: each takes its whole time when no broker answers, and the pod's grace period is short.
+        await asyncio.gather(*closing)
         await self.conversations.__aexit__()
         if self._listening:
             await self.listener.__aexit__(None, None, None)

@@ -24,7 +24,7 @@ GC_THRESHOLD = 50_000
 
 
 def run(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT, drain, and return the exit code: 0 drained, 1 a fault."""
+    """Run until SIGTERM or SIGINT, drain, and return the exit code: 0 drained, 1 a fault or not all of it."""
     logs.set_up(settings.log)
     app, service = make(settings)
     _say_what_it_does(settings)
@@ -43,6 +43,9 @@ def run(settings: Settings) -> int:
         )
         return 1
     if service.error is not None:
+        return 1
+    if not service.finished:
+        log.warning("stopped; not all that was in flight could be stored and committed: it is read again")
         return 1
     log.info("stopped")
     return 0

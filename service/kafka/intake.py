@@ -217,17 +217,22 @@ class Intake:
 
     # Rebalances
 
-    async def revoked(self, numbers: list[int]) -> None:
-        """Give partitions up: finish what is in flight, store and commit, drop what is buffered."""
+    async def revoked(self, numbers: list[int]) -> bool:
+        """Give partitions up: finish what is in flight, store and commit, drop what is buffered.
+
+        Returns whether all that was begun was finished, so that nothing of it is done once more.
+        """
         partitions = [self._grouper.partitions[number] for number in numbers if number in self._grouper.partitions]
         if not partitions:
-            return
+            return True
         started = self._clock()
         for partition in partitions:
             self._grouper.drain(partition.number)
+        finished = False
         if self._membership.lease_valid():
             await self._drain(partitions)
-            await self.commit()
+            finished = not any(partition.busy or partition.unstored for partition in partitions)
+            finished = await self._commit_last() and finished
         else:
             # They may be somebody else's by now: what is in flight is theirs to send again, and no commit is accepted.
             log.warning("the group went on without us; nothing is waited for", extra={"partitions": sorted(numbers)})
@@ -238,6 +243,7 @@ class Intake:
         seconds = self._clock() - started
         self._metrics.histogram("drain_seconds").observe(seconds)
         log.info("partitions given up", extra={"partitions": sorted(numbers), "drain_seconds": round(seconds, 3)})
+        return finished
 
     async def assigned(self, numbers: list[int]) -> None:
         """Begin with the partitions of a new assignment; they are read once it is known what is settled."""
@@ -441,6 +447,14 @@ class Intake:
                 {number: state for number, state in moved.items() if number in self._grouper.partitions}
             )
             return True
+
+    async def _commit_last(self) -> bool:
+        """Commit before partitions are given up, within the time for one commit, though another may be under way."""
+        try:
+            return await asyncio.wait_for(self.commit(), COMMIT_SECONDS)
+        except TimeoutError:
+            log.warning("positions not committed in time; what they cover is read again")
+            return False
 
     def _settled_above(self, partition: Partition, position: int) -> set[int]:
         """Offsets above the position that are settled, by this owner or, where not read again yet, by one before.
