@@ -252,17 +252,17 @@ class Service:
     def _hold(self) -> bool:
         """Whether reading is to stop: we are stopping, or the circuit is open and something waits to probe it with.
 
-        Something that was not tried yet: where only conversations wait that failed, they may be the sick ones, and
-        nothing would ever close the circuit if nothing else were read. Not so in a flood of records that are no
-        events: reading on would drain the topic into the dead letters.
+        Where attempts failed, that must be something not tried yet: if only conversations wait that failed, they may
+        be the sick ones, and nothing would ever close the circuit if nothing else were read. In a flood of records
+        that are no events nothing waits, and reading on would drain the topic into the dead letters.
         """
-        if not self.circuit.is_open:
+        reason = self.circuit.reason
+        if reason is None or self.health.draining:
             return self.health.draining
-        flood = self.circuit.reason is CircuitReason.FLOOD_GUARD and self.settings.dead_letter.flood_counts_invalid
-        untried = any(
-            not lane.parts for partition in self.grouper.partitions.values() for lane in partition.lanes.values()
-        )
-        return self.health.draining or flood or untried
+        if reason is CircuitReason.FLOOD_GUARD and self.settings.dead_letter.flood_counts_invalid:
+            return True
+        lanes = (lane for partition in self.grouper.partitions.values() for lane in partition.lanes.values())
+        return any(reason is not CircuitReason.API_UNAVAILABLE or not lane.parts for lane in lanes)
 
     def _regulate_if_paused(self) -> None:
         if self.intake.paused or self.circuit.is_open:
