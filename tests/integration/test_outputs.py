@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from conftest import MakeTrial
     from service_process import ServiceProcess, Trial
 
-REFUSES = {"message_timestamp_before_max_ms": "0"}
-"""Every record is older than that when it arrives: the broker refuses the topic's writes, and takes all others."""
+REFUSES = {"max_message_bytes": "50"}
+"""No record is so small, however lean: the broker refuses the topic's writes, and takes all others."""
 
 
 async def refused(service: ServiceProcess, times: int = 2) -> bool:
