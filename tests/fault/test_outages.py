@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.emulator.faults import Effect
 
 OUTAGE_SECONDS = soak(120, 8)
-CLOSED_SECONDS = soak(120, 2)
+CLOSED_SECONDS = soak(60, 2)
 SILENT_SECONDS = soak(120, 6)
 RECOVERY_SECONDS = 5.0
 """From the healing of the API until the last conversation that waited is served again."""
