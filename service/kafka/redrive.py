@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import IllegalOperation, MessageSizeTooLargeError, ProducerFenced
 from aiokafka.partitioner import DefaultPartitioner
 
 from service.core.model import Refusal
@@ -178,16 +178,25 @@ class Redriver:
         producer = self._producer
         results: list[str | Left] = []
         records = [await self._record(letter) for letter in letters]
-        async with producer.transaction():
-            under_way: list[asyncio.Future[Any]] = []
-            for letter, record in zip(letters, records, strict=True):
-                if isinstance(record, Left):
-                    results.append(record)
-                    continue
-                under_way.append(await producer.send(**record))
-                under_way.append(await producer.send(**self._mark(letter)))
-                results.append(record["topic"])
-            await asyncio.gather(*under_way)
+        under_way: list[asyncio.Future[Any]] = []
+        try:
+            async with producer.transaction():
+                for letter, record in zip(letters, records, strict=True):
+                    if isinstance(record, Left):
+                        results.append(record)
+                        continue
+                    under_way.append(await producer.send(**record))
+                    under_way.append(await producer.send(**self._mark(letter)))
+                    results.append(record["topic"])
+                await asyncio.gather(*under_way)
+        except (AssertionError, IllegalOperation) as error:
+            # aiokafka's words for what it is asked to end after another producer has fenced it.
+            raise ProducerFenced from error
+        finally:
+            for one in under_way:
+                # Looked at or not: those behind the first failure fail too.
+                if one.done() and not one.cancelled():
+                    one.exception()
         return results
 
     async def _send_alone(self, letter: DeadLetter) -> str | Left:
