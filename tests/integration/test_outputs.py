@@ -72,14 +72,18 @@ async def test_a_process_killed_while_replies_cannot_be_stored_has_promised_noth
     assert report.duplicated.count == count
 
 
-async def test_a_process_stopped_while_replies_cannot_be_stored_ends_within_its_budget(trial: MakeTrial) -> None:
+async def test_a_process_stopped_while_replies_cannot_be_stored_ends_in_its_budget_and_says_so(
+    trial: MakeTrial,
+) -> None:
     run = await trial(partitions=1)
     await run.configure(run.topics.replies, **REFUSES)
     await run.publish(chat(conversations=3, turns=2))
     budget = {"API__CONNECT_TIMEOUT_SECONDS": "1", "API__TOTAL_TIMEOUT_SECONDS": "1", "SHUTDOWN__DRAIN_SECONDS": "3"}
     async with run.process(**budget) as service:
         await until("replies refused", lambda: refused(service))
-        assert await service.stop(within_seconds=15) == 0
+        assert await service.stop(within_seconds=15) == 1
+        assert "drain budget used up; what is in flight will be read again" in service.log()
+        assert "Traceback" not in service.log()
     assert not any((await run.committed()).values())
 
 
