@@ -61,8 +61,8 @@ class Journal(Protocol):
         not be sent, its partition is lost.
         """
 
-    async def after_outcome(self, batch: Batch, outcomes: Sequence[Outcome]) -> bool:
-        """Record what became of events; false: their partition is lost, and nothing more is said of them."""
+    async def after_outcome(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
+        """Record what became of events, or end the partition: of what is not recorded nothing may be said."""
 
 
 class Pump:
@@ -203,11 +203,9 @@ class Pump:
                 if verdict.retry_after_seconds is not None:
                     self._limiter.hold_until(now + verdict.retry_after_seconds)
             if result.outcomes and self._journal is not None:
-                recorded = await self._journal.after_outcome(batch, result.outcomes)
+                # Where that fails the partition is lost, and nothing is carried on.
+                await self._journal.after_outcome(batch, result.outcomes)
                 now = self._clock()
-                if not recorded:
-                    self._grouper.done(batch, now)
-                    return
             self._carry_on(batch, result, now)
         finally:
             now = self._clock()

@@ -65,7 +65,7 @@ class Recovery:
         event.read_at = now
         held = self._held.setdefault(conversation_id, [])
         held.append(event)
-        if not _is(event, intent, len(held) - 1) or len(held) == len(intent.events):
+        if not _names(intent, event) or event.offset == intent.events[-1][0]:
             self._release(conversation_id)
         return None
 
@@ -80,16 +80,13 @@ class Recovery:
         """Let go on what waits: the events that are the intent's are settled, before the others are sent."""
         intent = self._open.pop(conversation_id)
         held = self._held.pop(conversation_id, [])
-        count = 0
-        while count < min(len(held), len(intent.events)) and _is(held[count], intent, count):
-            count += 1
-        if count:
+        attempted = [event for event in held if _names(intent, event)]
+        if attempted:
             unsettled = Unsettled(self._started[conversation_id], intent.after, last_word=False)
-            self._grouper.resume(self._partition, held[:count], unsettled)
-        for event in held[count:]:
+            self._grouper.resume(self._partition, attempted, unsettled)
+        for event in held[len(attempted) :]:
             self._grouper.enqueue(self._partition, event, event.read_at)
 
 
-def _is(event: Event, intent: Intent, index: int) -> bool:
-    """Whether ``event`` is the one that the intent names at ``index``."""
-    return index < len(intent.events) and intent.events[index] == (event.offset, event.digest)
+def _names(intent: Intent, event: Event) -> bool:
+    return (event.offset, event.digest) in intent.events

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 FORM = "0:"
-"""What the text begins with; any other text is none of ours and says nothing."""
+"""What the text, or with a ledger its last word, begins with; any other is none of ours and says nothing."""
 MAX_BYTES = 4000
 """Of the text; the broker's default limit is 4,096."""
 MAX_SPAN = 1 << 18
@@ -48,7 +48,8 @@ def write(position: int, settled: Collection[int]) -> str:
 
 
 def read(position: int, text: str) -> set[int]:
-    """Read what `write` wrote beside ``position``; a text of another form says nothing."""
+    """Read what `write` wrote beside ``position``, last in the text; one of another form says nothing."""
+    text = text.rpartition(" ")[2]
     if not text.startswith(FORM):
         return set()
     try:

@@ -459,9 +459,9 @@ class Intake:
     def _settled_above(self, partition: Partition, position: int) -> set[int]:
         """Offsets above the position that are settled, by this owner or, where not read again yet, by one before.
 
-        With a ledger, only those from before there was one: it tells of the others itself.
+        With a ledger these would not be sent again, but their outcomes would be said again.
         """
-        settled = partition.watermark.above if self._ledger is None else set()
+        settled = partition.watermark.above
         recalled = self._recalled.get(partition.number)
         if recalled is None:
             return settled

@@ -147,7 +147,7 @@ class TakenOver:
     """A partition with its past: where to go on reading, and what an earlier owner left.
 
     ``started`` is, by conversation and in the clock of this process, when its open attempt began at the latest.
-    ``before`` are offsets above the position that were settled while there was no ledger.
+    ``before`` are offsets above the position that were settled by then.
     """
 
     position: int
@@ -233,7 +233,7 @@ class Ledger:
             raise LedgerStoppedError("ledger_twin_missing", f"{self._settings.ledger_topic} has no partition {number}")
         committed, text = await self._log.committed(number)
         position = max(committed, beginning)
-        before = {offset for offset in above.read(committed, text.rpartition(" ")[2]) if offset >= position}
+        before = {offset for offset in above.read(committed, text) if offset >= position}
         start, in_force = await self._where_to_begin(number, text)
         if _given_up(partition):
             return None
@@ -297,9 +297,10 @@ class Ledger:
         lost. A process that was stopped meanwhile, and woken, must not send: its intent is too old by then.
         """
         partition = batch.lane.partition
-        ownership = partition.ownership
-        if ownership is None or not partition.alive:
+        if not partition.alive:
             return None
+        ownership = partition.ownership
+        assert ownership is not None
         assert batch.after is not None, "with a ledger a cold conversation's cursor is read first"
         began = self._boot_clock()
         line = _Line(
@@ -309,13 +310,14 @@ class Ledger:
             return None
         return lambda: not ownership.lost and partition.alive and self._boot_clock() - began <= INTENT_FRESH_SECONDS
 
-    async def after_outcome(self, batch: Batch, outcomes: Sequence[Decided]) -> bool:
-        """Record what became of events; false: their partition is lost, and nothing may be said of them."""
+    async def after_outcome(self, batch: Batch, outcomes: Sequence[Decided]) -> None:
+        """Record what became of events; where that fails, their partition is lost: it is not ``alive`` any more."""
         partition = batch.lane.partition
         for outcome in outcomes:
+            if not partition.alive:
+                return
             ownership = partition.ownership
-            if ownership is None or not partition.alive:
-                return False
+            assert ownership is not None
             ids = [_item_id(item) for item in outcome.items] if isinstance(outcome, Delivered) else []
             newest = self._cursors.get(batch.conversation_id)
             if newest is None:
@@ -332,12 +334,11 @@ class Ledger:
                 n=batch.attempts,
             )
             if not await self._write(partition, line):
-                return False
-        return True
+                return
 
     @staticmethod
     def metadata(partition: Partition, position: int, before: Collection[int]) -> str:
-        """The text to commit with ``position``; ``before`` are offsets above it settled while there was no ledger."""
+        """The text to commit with ``position``; ``before`` are offsets above it that are settled."""
         ownership = partition.ownership
         return _text(ownership, position, before) if ownership is not None else ""
 
