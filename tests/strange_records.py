@@ -31,8 +31,8 @@ CONTENTS: tuple[bytes | None, ...] = (
 
 
 def valid_value(rng: random.Random, number: int) -> dict[str, Any]:
-    """An event in one of the forms, with a text of its own."""
-    content: Any = f"text {number}"
+    """An event in one of the forms, with a text of its own that no slip turns into another's."""
+    content: Any = f"text {number} {rng.getrandbits(64):016x}"
     if rng.random() < 0.3:
         content = [{"type": "input_text", "text": content}]
     item = {"role": rng.choice(("user", "assistant", "system", "developer")), "content": content}
