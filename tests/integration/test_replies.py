@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonschema import Draft202012Validator
 from kafka_server import create_topics
 from service_process import Record, chat
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 REQUESTER = Path(__file__).parents[2] / "examples" / "requester.py"
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 STRUCTURED = b"application/cloudevents+json"
 
 
@@ -209,3 +211,27 @@ async def test_the_requester_of_the_readme_hears_its_own_replies(trial: MakeTria
         assert [reply["conversation_id"] for reply in replies] == [conversation_id] * 5
         assert [reply["item"]["content"][0]["text"] for reply in replies] == questions
         assert sorted(run.emulator.store.conversations[conversation_id].texts()) == questions
+
+
+async def test_what_the_service_writes_and_shows_fits_the_shipped_schemas(trial: MakeTrial) -> None:
+    run = await trial(partitions=1, faults=FaultScript(rules=(Rule(Moderation(), Match(text="says 2")),)))
+    await run.publish([*chat(conversations=3, turns=5), Record(b"conv_000", b"no event")])
+    async with run.process(REPLY__FAILURES="true") as service:
+        await service.ready()
+        await run.finished()
+        shown = (await service.get("/asyncapi.json")).json()
+        assert await service.stop() == 0
+
+    def schema(name: str) -> Draft202012Validator:
+        return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
+
+    replies = await run.replies()
+    assert {reply["status"] for reply in replies} == {"delivered", "failed"}
+    for reply in replies:
+        schema("reply").validate(reply)
+    for letter in await run.records(run.topics.dead_letters):
+        schema("dead-letter-headers").validate(
+            {name: value.decode() for name, value in letter.headers if name.startswith("dlq.") and value is not None}
+        )
+    addresses = {channel["address"] for channel in shown["channels"].values()}
+    assert addresses == {run.topics.events, run.topics.replies, run.topics.dead_letters}
