@@ -57,8 +57,9 @@ soak: env ## the faults in their long forms: outages of minutes (half an hour in
 faults-table: env ## run the faults and make docs/faults.md of their figures (CONVOY_TEST_SOAK=1: of the long forms)
 	$(BIN)/python tests/fault_run.py --table
 
-bench: env ## measure the main job against a real Kafka
-	$(BIN)/python bench/dense.py $(ARGS)
+bench: env ## measure everything beside a floor and a plain program, in one run (half an hour; ARGS="--only dense")
+	$(BIN)/python bench/run.py --json bench/figures.json $(ARGS)
+	$(BIN)/python bench/plot.py bench/figures.json bench/figures.png
 
 docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --reference > docs/configuration.md
