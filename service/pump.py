@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 1.0
 """The loop goes round at least this often, so that a probe can tell waiting from hanging."""
+SENDING_SHARE = 0.25
+"""Of the buffer limit in bytes: what requests in flight carry is in memory a second time."""
 DRAIN_MARGIN_SECONDS = 5.0
 """Of the drain budget, kept for storing and committing."""
 
@@ -91,6 +93,8 @@ class Pump:
         self._header_style = settings.dead_letter.header_style
         self._router = Router(self._kafka.reply_topic, settings.allowed_reply_topics, outlet, metrics)
         self._drain_seconds = settings.shutdown.drain_seconds
+        self._sending_bytes = 0
+        self._max_sending_bytes = int(settings.limits.max_buffered_bytes * SENDING_SHARE)
         self._overrides: Mapping[str, Kind] = {code: Kind(kind) for code, kind in settings.delivery.verdicts.items()}
         self._grouper = grouper
         self._limiter = limiter
@@ -138,6 +142,8 @@ class Pump:
             permitted_at = max(self._circuit.next_attempt(now), self._limiter.next_start(now))
             if permitted_at > now:
                 return permitted_at
+            if self._sending_bytes >= self._max_sending_bytes:
+                return math.inf
             batch = self._grouper.take(now)
             if batch is None:
                 deadline = self._grouper.deadline()
@@ -155,7 +161,9 @@ class Pump:
             probe = self._circuit.is_open
             self._circuit.started()
             self._limiter.started(now)
-            task = asyncio.create_task(self._work(batch, action, probe=probe))
+            size = sum([event.size for event in batch.events])
+            self._sending_bytes += size
+            task = asyncio.create_task(self._work(batch, action, size, probe=probe))
             self._under_way.add(task)
             task.add_done_callback(self._finished)
 
@@ -169,8 +177,8 @@ class Pump:
             log.warning("the group may have given the partitions to others: nothing is sent until it answers")
         return False
 
-    async def _work(self, batch: Batch, action: Action, *, probe: bool) -> None:
-        """Make one request for a batch and carry out what follows from the answer."""
+    async def _work(self, batch: Batch, action: Action, size: int, *, probe: bool) -> None:
+        """Make one request for a batch of ``size`` bytes and carry out what follows from the answer."""
         signal = Signal.NEUTRAL
         started_at = self._clock()
         try:
@@ -209,6 +217,7 @@ class Pump:
             self._carry_on(batch, result, now)
         finally:
             now = self._clock()
+            self._sending_bytes -= size
             self._limiter.finished(now, started_at=started_at, signal=signal)
             self._circuit.ended(now, probe=probe)
             self._watch_circuit()

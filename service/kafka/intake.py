@@ -228,14 +228,14 @@ class Intake:
         started = self._clock()
         for partition in partitions:
             self._grouper.drain(partition.number)
-        finished = False
         if self._membership.lease_valid():
             await self._drain(partitions)
-            finished = not any(partition.busy or partition.unstored for partition in partitions)
-            finished = await self._commit_last() and finished
+            committed = await self._commit_last()
         else:
             # They may be somebody else's by now: what is in flight is theirs to send again, and no commit is accepted.
             log.warning("the group went on without us; nothing is waited for", extra={"partitions": sorted(numbers)})
+            committed = not self._to_commit()
+        finished = committed and not any(partition.busy or partition.unstored for partition in partitions)
         for partition in partitions:
             # A stop may meet a rebalance: both wait for the same drain, and one of them gets here first.
             if partition.alive:
@@ -419,20 +419,18 @@ class Intake:
         """Commit what has moved; returns whether nothing is left to commit."""
         async with self._committing:
             topic = self._kafka.events_topic
-            offsets: dict[TopicPartition, OffsetAndMetadata] = {}
-            moved: dict[int, tuple[int, int]] = {}
-            for number, partition in self._grouper.partitions.items():
-                position = partition.watermark.position
-                if position is None:
-                    continue
-                settled = self._settled_above(partition, position)
-                if self._committed.get(number) != (position, len(settled)):
-                    moved[number] = (position, len(settled))
-                    text = self._metadata(partition, position, settled)
-                    offsets[TopicPartition(topic, number)] = OffsetAndMetadata(position, text)
+            to_commit = self._to_commit()
             consumer = self._subscriber.consumer
-            if not moved or consumer is None:
+            if not to_commit or consumer is None:
                 return True
+            partitions = self._grouper.partitions
+            offsets = {
+                TopicPartition(topic, number): OffsetAndMetadata(
+                    position, self._metadata(partitions[number], position, settled)
+                )
+                for number, (position, settled) in to_commit.items()
+            }
+            moved = {number: (position, len(settled)) for number, (position, settled) in to_commit.items()}
             try:
                 await asyncio.wait_for(consumer.commit(offsets), COMMIT_SECONDS)
             except (KafkaError, IllegalStateError, TimeoutError) as error:
@@ -447,6 +445,17 @@ class Intake:
                 {number: state for number, state in moved.items() if number in self._grouper.partitions}
             )
             return True
+
+    def _to_commit(self) -> dict[int, tuple[int, set[int]]]:
+        """By partition where it moved since the last commit: its position, and what is settled above that."""
+        found = {}
+        for number, partition in self._grouper.partitions.items():
+            position = partition.watermark.position
+            if position is not None:
+                settled = self._settled_above(partition, position)
+                if self._committed.get(number) != (position, len(settled)):
+                    found[number] = (position, settled)
+        return found
 
     async def _commit_last(self) -> bool:
         """Commit before partitions are given up, within the time for one commit, though another may be under way."""
