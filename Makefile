@@ -64,6 +64,7 @@ bench: env ## measure everything beside a floor and a plain program, in one run 
 docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --reference > docs/configuration.md
 	$(BIN)/convoy asyncapi --schemas docs/schemas
+	$(BIN)/convoy config --json-schema > docs/configuration.schema.json
 
 lock: ## compile the lock files anew (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 -q -o requirements.lock

@@ -84,10 +84,16 @@ def run() -> None:
 def config(
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of variables.")] = False,
     reference: Annotated[bool, typer.Option("--reference", help="All there are, as Markdown.")] = False,
+    json_schema: Annotated[bool, typer.Option("--json-schema", help="All there are, as a JSON Schema.")] = False,
 ) -> None:
     """Show the effective settings, secrets masked."""
     from service.commands.config import show  # noqa: PLC0415
 
+    if json_schema:
+        from service.commands.settings_schema import document as write_schema  # noqa: PLC0415
+
+        typer.echo(write_schema())
+        return
     if reference:
         from service.commands.reference import reference as write_reference  # noqa: PLC0415
 

@@ -52,7 +52,7 @@ class SettingsError(Exception):
 class Group(BaseModel):
     """A group of settings: an unknown name in it is an error."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class KafkaSettings(Group):
@@ -362,16 +362,29 @@ def load(*, need_key: bool = True) -> Settings:
     return settings
 
 
-def variables() -> dict[str, FieldInfo]:
-    """Every setting by the name of its variable."""
+def groups() -> dict[str, type[Group]]:
+    """Every group's model, by its name."""
     found = {}
     for group, field in Settings.model_fields.items():
         model = field.annotation
         assert isinstance(model, type)
-        assert issubclass(model, BaseModel)
-        for name, setting in model.model_fields.items():
-            found[f"{PREFIX}{group}{DELIMITER}{name}".upper()] = setting
+        assert issubclass(model, Group)
+        found[group] = model
     return found
+
+
+def variable(group: str, name: str) -> str:
+    """The name of a setting in the environment."""
+    return f"{PREFIX}{group}{DELIMITER}{name}".upper()
+
+
+def variables() -> dict[str, FieldInfo]:
+    """Every setting by the name of its variable."""
+    return {
+        variable(group, name): setting
+        for group, model in groups().items()
+        for name, setting in model.model_fields.items()
+    }
 
 
 def _check_names(environment: Mapping[str, str | None]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 
-from service.settings import DELIMITER, PREFIX, Settings
+from service.settings import DELIMITER, groups, variable
 
 INTRODUCTION = """\
 # Configuration
@@ -38,17 +38,14 @@ RULES = """\
 def reference() -> str:
     """Write the reference."""
     parts = [INTRODUCTION]
-    for group, field in Settings.model_fields.items():
-        model = field.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, BaseModel)
+    for group, model in groups().items():
         parts.append(f"## {group.upper()}{DELIMITER}: {(model.__doc__ or '').strip().rstrip('.').lower()}\n")
         rows = ["| variable | default | bounds | what it does |", "|---|---|---|---|"]
         for name, setting in model.model_fields.items():
             rows.append(
-                f"| `{PREFIX}{group}{DELIMITER}{name}`".replace(group, group.upper()).replace(name, name.upper())
-                + f" | {_default(setting.get_default(call_default_factory=True, validated_data={}))}"
-                + f" | {_bounds(setting.annotation, setting.metadata)} | {setting.description} |"
+                f"| `{variable(group, name)}`"
+                f" | {_default(setting.get_default(call_default_factory=True, validated_data={}))}"
+                f" | {_bounds(setting.annotation, setting.metadata)} | {setting.description} |"
             )
         parts.append("\n".join(rows) + "\n")
     parts.append(RULES)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.commands.reference import reference
+from service.commands.settings_schema import document
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_configuration_page_is_what_the_settings_say() -> None:
     assert (DOCS / "configuration.md").read_text() == reference(), "run `make docs`"
+
+
+def test_the_schema_of_the_settings_is_what_the_settings_say() -> None:
+    assert (DOCS / "configuration.schema.json").read_text() == document() + "\n", "run `make docs`"

@@ -123,7 +123,7 @@ def test_every_number_has_a_bound_below() -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", ["nan", "-inf", "", "many", "1,5"])
+@pytest.mark.parametrize("value", ["nan", "-inf", "inf", "1e999", "", "many", "1,5"])
 def test_what_is_no_number_is_refused(given: Given, name: str, value: str) -> None:
     assert refused(given, **{name: value}).startswith(f"CONVOY_{name}: ")
 
