@@ -65,6 +65,7 @@ docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --reference > docs/configuration.md
 	$(BIN)/convoy asyncapi --schemas docs/schemas
 	$(BIN)/convoy config --json-schema > docs/configuration.schema.json
+	$(BIN)/python -m service.commands.metrics_page > docs/metrics.md
 
 lock: ## compile the lock files anew (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 -q -o requirements.lock

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import random
 import sys
 import time
@@ -280,6 +281,7 @@ class Service:
         gauge("paused_partitions", lambda: self.intake.paused)
         gauge("attempts_in_flight", lambda: self.limiter.in_flight)
         gauge("concurrency_limit", lambda: self.limiter.concurrency_limit)
+        gauge("requests_per_second_limit", lambda: self.limiter.pace or math.inf)
         gauge("oldest_unsettled_event_age_seconds", lambda: self.grouper.oldest_age(self.clock()))
         gauge("last_progress_timestamp_seconds", lambda: self.health.last_progress)
         self.metrics.gauge("build_info", __version__).set(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -11,7 +13,6 @@ from service.settings import PREFIX, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from service.settings import Settings
 
@@ -48,7 +49,17 @@ def missing(pytestconfig: pytest.Config) -> Callable[[str], NoReturn]:
     return end
 
 
+@pytest.fixture(scope="session")
+def tools(missing: Callable[[str], NoReturn]) -> Path:
+    """The folder with promtool and Prometheus in `bin`, Grafana's types and TypeScript in `node_modules`."""
+    install = Path(__file__).parents[2] / ".ci" / "install-observability-tools"
+    done = subprocess.run([install], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        missing(f"no tools for alerts and dashboard: {done.stderr.strip()}")
+    return Path(done.stdout.strip())
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for what in sorted(config.stash.get(NOT_TESTED, None) or ()):
-        terminalreporter.section("THE CHART WAS NOT TESTED", red=True, bold=True)
+        terminalreporter.section("NOT TESTED FOR WANT OF A TOOL", red=True, bold=True)
         terminalreporter.write_line(what)

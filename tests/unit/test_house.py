@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "settings": set(),
     "audit": set(),
     "schemas": {"settings"},
-    "ops": {"settings"},
+    "ops": {"core", "settings"},
     "kafka": {"core", "ops", "settings"},
     "conversations": {"core", "ops", "settings"},
     "emulator": {"ops"},

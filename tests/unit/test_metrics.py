@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.ops.metrics import PREFIX, TABLE, Metrics
+from service.ops.metrics import PREFIX, TABLE, Metrics, Row
 
 SERVICE = Path(__file__).parents[2] / "service"
 
@@ -59,7 +60,16 @@ def test_a_row_is_fit_to_be_read(row: object) -> None:
 def test_names_are_unique_and_no_label_is_without_bound() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE)
     labels = {label for row in TABLE for label in row.labels}
-    assert not labels & {"conversation", "conversation_id", "event_id", "item_id", "key", "message", "url"}
+    assert all(label.bound or label.values for label in labels)
+    assert not {label.name for label in labels} & {
+        "conversation",
+        "conversation_id",
+        "event_id",
+        "item_id",
+        "key",
+        "message",
+        "url",
+    }
 
 
 def test_what_is_not_in_the_table_cannot_be_written() -> None:
@@ -77,6 +87,27 @@ def test_a_metric_is_written_by_its_kind_and_with_all_its_labels() -> None:
         metrics.counter("buffered_events")
     with pytest.raises(ValueError, match="label"):
         metrics.counter("attempts_total", "create_items")
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.labels], ids=lambda row: row.name)
+def test_a_label_never_has_a_value_that_the_table_does_not_know(row: Row) -> None:
+    known = [label.values[0] if label.values else "x" for label in row.labels]
+    write = {Counter: Metrics().counter, Gauge: Metrics().gauge, Histogram: Metrics().histogram}[row.kind]
+    write(row.name, *known)
+    for place, label in enumerate(row.labels):
+        if label.values:
+            with pytest.raises(ValueError, match="surprise"):
+                write(row.name, *known[:place], "surprise", *known[place + 1 :])
+
+
+def test_a_series_whose_labels_are_known_is_there_from_the_start_so_that_its_first_rise_is_one() -> None:
+    seen = scrape(Metrics())
+    for row in TABLE:
+        if row.kind is Counter and all(label.values for label in row.labels):
+            for values in itertools.product(*(label.values for label in row.labels)):
+                labels = tuple(sorted(zip((label.name for label in row.labels), values, strict=True)))
+                assert seen[PREFIX + row.name, labels] == 0
+    assert seen[f"{PREFIX}circuit_state", (("reason", "key_rejected"),)] == 0
 
 
 def test_what_is_written_is_what_is_scraped() -> None:

@@ -40,7 +40,7 @@ def counted(metrics: Metrics) -> dict[str, float]:
         sample.labels["result"]: sample.value
         for family in metrics.registry.collect()
         for sample in family.samples
-        if sample.name == "convoy_replies_redirected_total"
+        if sample.name == "convoy_replies_redirected_total" and sample.value
     }
 
 
