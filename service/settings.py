@@ -10,12 +10,14 @@ import difflib
 import json
 import os
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
 from typing import TYPE_CHECKING, Literal, get_origin
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 PREFIX = "CONVOY_"
 ENV_FILE = ".env"
 DELIMITER = "__"
-NOT_SETTINGS = re.compile(r"CONVOY_TEST_|CONVOY_CACHE$|CONVOY_MAVEN_|CONVOY_REQUIRE_|CONVOY_HELM$|CONVOY_KUBECONFORM$")
+NOT_SETTINGS = re.compile(
+    r"CONVOY_TEST_|CONVOY_SOAK$|CONVOY_CACHE$|CONVOY_MAVEN_|CONVOY_REQUIRE_|CONVOY_HELM$|CONVOY_KUBECONFORM$"
+)
 """Variables of the project's own tests and tools."""
 SERVICE_LINK = re.compile(r"CONVOY(_[A-Z0-9_]+)?_(PORT|SERVICE_HOST|SERVICE_PORT)(_|$)")
 """What Kubernetes sets in every pod for a Service called ``convoy…`` unless ``enableServiceLinks`` is false."""
@@ -43,6 +47,7 @@ INTENT_FRESH_SECONDS = 2.0
 LATE_LANDING_SECONDS = 5.0
 """How long after a request was given up the API may still store it."""
 MAX_ITEMS_PER_REQUEST = 20
+ACCEPT_GAP_AT_MOST = timedelta(days=1)
 
 
 class SettingsError(Exception):
@@ -68,10 +73,10 @@ class KafkaSettings(Group):
     ledger_topic: str = Field(
         "", description="Topic of the ledger: exactly one copy of each message, crashes included; empty: off."
     )
-    ledger_accept_gap: bool = Field(
-        False,
-        description="Dangerous: go on where the ledger does not reach back to what is not settled; what was being sent "
-        "then may be stored twice. For one start, to be taken back.",
+    ledger_accept_gap: AwareDatetime | None = Field(
+        None,
+        description="Dangerous: until this time (RFC 3339, at most a day ahead) go on where the ledger does not reach "
+        "back to what is not settled; what was being sent then may be stored twice.",
     )
     group_instance_id: str = Field("", description="Static membership: one fixed name a replica; empty: dynamic.")
     session_timeout_seconds: float = Field(
@@ -110,6 +115,8 @@ class KafkaSettings(Group):
             self.sasl_username and self.sasl_password.get_secret_value()
         ):
             raise ValueError("KAFKA__SECURITY_PROTOCOL with SASL needs KAFKA__SASL_USERNAME and KAFKA__SASL_PASSWORD")
+        if self.ledger_accept_gap is not None and self.ledger_accept_gap > datetime.now(UTC) + ACCEPT_GAP_AT_MOST:
+            raise ValueError("KAFKA__LEDGER_ACCEPT_GAP must be at most a day ahead: it is for one gap, not for all")
         if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
             raise ValueError("KAFKA__SSL_CERT_FILE and KAFKA__SSL_KEY_FILE go together")
         return self

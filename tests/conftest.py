@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 TESTS = Path(__file__).parent
-MARKERS = frozenset({"unit", "contract", "integration", "fault", "deploy"})
+MARKERS = frozenset({"unit", "model", "contract", "integration", "fault", "deploy"})
 NO_KAFKA = pytest.StashKey[str]()
 
 LEDGER_CONFIG = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.type": "LogAppendTime"}

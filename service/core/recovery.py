@@ -24,7 +24,7 @@ class Recovery:
     ``started`` gives, in the clock of this process, when the attempt of an open intent began at the latest.
     """
 
-    __slots__ = ("_ends", "_grouper", "_held", "_open", "_partition", "_settled", "_started")
+    __slots__ = ("_ends", "_grouper", "_held", "_open", "_partition", "_settled", "_started", "_until", "over")
 
     def __init__(self, grouper: Grouper, partition: Partition, past: Past, started: Mapping[str, float]) -> None:
         self._grouper = grouper
@@ -39,35 +39,32 @@ class Recovery:
             ((intent.events[-1][0], conversation_id) for conversation_id, intent in self._open.items()), reverse=True
         )
         """By falling offset, where the open intents end: behind it, nothing of theirs can come any more."""
-        self._settled: dict[int, Settled] = dict(past.settled)
+        self._settled: Mapping[int, Settled] = past.settled
         self._started = started
         self._held: dict[str, list[Event]] = {}
         """First events of conversations with an open intent, until it is known whether they are the intent's."""
-
-    @property
-    def over(self) -> bool:
+        self._until = max([end for end, _ in self._ends[:1]] + list(self._settled), default=-1)
+        self.over = self._until < 0
         """Whether nothing of the past is left to be matched."""
-        return not self._open and not self._settled
 
     def admit(self, event: Event, now: float) -> Settled | None:
         """Take in an event: returns its outcome if it has one, else hands it to the grouper in its turn."""
-        self.passed(event.offset - 1)
-        settled = self._settled.pop(event.offset, None)
+        settled = self._settled.get(event.offset)
+        conversation_id = event.conversation_id
         if settled is not None and settled.digest == event.digest:
             self._partition.receive(event)
-            return settled
-        conversation_id = event.conversation_id
-        intent = self._open.get(conversation_id)
-        if intent is None:
+        elif conversation_id in self._open:
+            settled = None
+            self._partition.receive(event)
+            event.read_at = now
+            self._held.setdefault(conversation_id, []).append(event)
+            if not _names(self._open[conversation_id], event):
+                self._release(conversation_id)
+        else:
+            settled = None
             self._grouper.add(self._partition, event, now)
-            return None
-        self._partition.receive(event)
-        event.read_at = now
-        held = self._held.setdefault(conversation_id, [])
-        held.append(event)
-        if not _names(intent, event) or event.offset == intent.events[-1][0]:
-            self._release(conversation_id)
-        return None
+        self.passed(event.offset)
+        return settled
 
     def passed(self, offset: int) -> None:
         """Note that every record up to ``offset`` was read: of an intent that ends there, no more events will come."""
@@ -75,6 +72,7 @@ class Recovery:
             _, conversation_id = self._ends.pop()
             if conversation_id in self._open:
                 self._release(conversation_id)
+        self.over = offset >= self._until
 
     def _release(self, conversation_id: str) -> None:
         """Let go on what waits: the events that are the intent's are settled, before the others are sent."""

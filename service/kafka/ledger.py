@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -234,7 +235,7 @@ class Ledger:
         committed, text = await self._log.committed(number)
         position = max(committed, beginning)
         before = {offset for offset in above.read(committed, text) if offset >= position}
-        start, in_force = await self._where_to_begin(number, text)
+        start, in_force, whole = await self._where_to_begin(number, text)
         if _given_up(partition):
             return None
         line = _Line("claim", VERSION, self._settings.group_id, self._settings.events_topic, self._owner)
@@ -250,9 +251,10 @@ class Ledger:
         if _given_up(partition):
             return None
         await commit(partition, position, _text(ownership, position, before))
-        for conversation_id, after in past.after.items():
-            if conversation_id not in past.open:
-                self._cursors.learn(conversation_id, after)
+        if whole:
+            for conversation_id, after in past.after.items():
+                if conversation_id not in past.open:
+                    self._cursors.learn(conversation_id, after)
         started = {conversation_id: asked - age_seconds(intent, claim) for conversation_id, intent in past.open.items()}
         self._metrics.counter("ledger_recoveries_total", "open_intents" if past.open else "clean").inc()
         log.info(
@@ -266,18 +268,24 @@ class Ledger:
         )
         return TakenOver(position, ownership, past, started, before)
 
-    async def _where_to_begin(self, number: int, text: str) -> tuple[int, int]:
+    async def _where_to_begin(self, number: int, text: str) -> tuple[int, int, bool]:
+        """Where to begin to read, the claim in force there, and whether nothing is missing from there on.
+
+        Where something may be missing (the ledger was off for a while, or lost records) its cursors are not the
+        newest any more, and behind an old one an older message in the same words would be taken for the next.
+        """
         begins, ends = await self._log.bounds(number)
         bookmark = read_bookmark(text)
         if bookmark is None:
-            return begins, NO_CLAIM
+            return begins, NO_CLAIM, False
         if begins <= bookmark[0] <= ends:
-            return bookmark
+            return *bookmark, True
         gap = f"{self._settings.ledger_topic}-{number} holds [{begins}, {ends}), and has to be read from {bookmark[0]}"
-        if not self._settings.ledger_accept_gap:
+        accepted_until = self._settings.ledger_accept_gap
+        if accepted_until is None or datetime.now(UTC) > accepted_until:
             raise LedgerStoppedError("ledger_gap", gap)
         log.error("a gap in the ledger is accepted: messages may be stored twice", extra={"gap": gap})
-        return begins, NO_CLAIM
+        return begins, NO_CLAIM, False
 
     def _check_claim(self, number: int, claim: Claim) -> None:
         if (claim.group, claim.topic) != (self._settings.group_id, self._settings.events_topic):
