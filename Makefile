@@ -35,8 +35,9 @@ test: env ## every test, the real Kafka included
 unit: env ## the fast tests of the pure parts
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-mutants: env ## break the core by hand, one line at a time: each mutant must be caught
+mutants: env ## break the core and the ledger by hand, one rule at a time: each mutant must be caught
 	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/model/mutants.py
 
 lint: env ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -51,10 +52,10 @@ format: env ## put the formatting right
 
 check: lint types test ## what must be green before a commit lands
 
-soak: env ## the faults in their long forms: outages of minutes (half an hour in all)
-	CONVOY_TEST_SOAK=1 $(BIN)/python -m pytest tests/fault $(ARGS)
+soak: env ## the long forms: outages of minutes, 40,000 schedules of the ledger's model, 100,000 broken records
+	CONVOY_SOAK=1 $(BIN)/python -m pytest tests/model tests/integration/test_fuzz.py tests/fault $(ARGS)
 
-faults-table: env ## run the faults and make docs/faults.md of their figures (CONVOY_TEST_SOAK=1: of the long forms)
+faults-table: env ## run the faults and make docs/faults.md of their figures (CONVOY_SOAK=1: of the long forms)
 	$(BIN)/python tests/fault_run.py --table
 
 bench: env ## measure everything beside a floor and a plain program, in one run (half an hour; ARGS="--only dense")

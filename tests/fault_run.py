@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from service.audit import Report
 
-SOAK = os.environ.get("CONVOY_TEST_SOAK", "").lower() not in {"", "0", "false"}
+SOAK = os.environ.get("CONVOY_SOAK", "").lower() not in {"", "0", "false"}
 """Whether the long forms are wanted: outages of minutes instead of seconds."""
 FIGURES = "CONVOY_TEST_FIGURES"
 """Names the file that gathers the figures of all runs, a JSON object a line."""

@@ -175,6 +175,9 @@ def test_several_mistakes_are_told_at_once(given: Given) -> None:
         ),
         ({"LIMITS__MAX_BUFFERED_EVENTS": "500001"}, "LIMITS__MAX_UNCOMMITTED_EVENTS must be at least LIMITS__MAX_BUFF"),
         ({"KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, "KAFKA__SECURITY_PROTOCOL with SASL needs KAFKA__SASL_USERNAME"),
+        ({"KAFKA__LEDGER_ACCEPT_GAP": "2999-01-01T00:00:00Z"}, "KAFKA__LEDGER_ACCEPT_GAP must be at most a day ahead"),
+        ({"KAFKA__LEDGER_ACCEPT_GAP": "2020-01-01T00:00:00"}, "KAFKA__LEDGER_ACCEPT_GAP: "),
+        ({"KAFKA__LEDGER_ACCEPT_GAP": "true"}, "KAFKA__LEDGER_ACCEPT_GAP: "),
         ({"KAFKA__SSL_CERT_FILE": "/tmp/c"}, "KAFKA__SSL_CERT_FILE and KAFKA__SSL_KEY_FILE go together"),
     ],
 )
