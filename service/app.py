@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import random
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,7 @@ class Service:
     async def start(self) -> None:
         """Serve HTTP, wait for Kafka, start the loop."""
         self.health.started()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.pump.flood_over)
         await self.listener.__aenter__()
         self._listening = True
         await self.conversations.__aenter__()

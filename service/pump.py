@@ -119,6 +119,13 @@ class Pump:
         self._batch_wait = metrics.histogram("batch_wait_seconds")
         self._lateness = metrics.histogram("event_to_delivery_seconds")
 
+    def flood_over(self) -> None:
+        """Let dead letters through again, as an operator who has looked says."""
+        held = self._delivery.flood_over(self._clock())
+        log.warning("told that the flood is over", extra={"held_back": held})
+        self._watch_circuit()
+        self.wake()
+
     def wake(self) -> None:
         """Look again: something arrived or changed."""
         self._wake.set()

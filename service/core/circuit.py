@@ -104,11 +104,11 @@ class Circuit:
         self._read_worked = True
         self._unread.clear()
         if self._opened_by_reads and len(self._failing) < FAILING_CONVERSATIONS:
-            self._close(now)
+            self.close(now)
         self._good_reads += 1
         if self._reads_trusted and self.reason is not None and self._good_reads >= READS_THAT_CLOSE:
             self._reads_trusted = False
-            self._close(now)
+            self.close(now)
 
     def success(self, conversation_id: str, now: float, *, started_at: float = -math.inf) -> None:
         """Note an answer that shows the host at work: it closes the circuit.
@@ -126,7 +126,7 @@ class Circuit:
             self._unread.clear()
         self._reads_trusted = True
         if self.reason is not None:
-            self._close(now)
+            self.close(now)
 
     def trouble(self, conversation_id: str, now: float, detail: str, *, reading: bool = False) -> None:
         """Note a failure that may be the host's; ``reading``: of a read."""
@@ -186,7 +186,8 @@ class Circuit:
         """How long it has been open, all times added up."""
         return self._open_seconds + (now - self._opened_at if self.reason is not None else 0.0)
 
-    def _close(self, now: float) -> None:
+    def close(self, now: float) -> None:
+        """Close it; open before."""
         self._open_seconds += now - self._opened_at
         self.reason = None
         self.detail = ""

@@ -343,6 +343,15 @@ class Delivery:
             self.circuit.trip(now, CircuitReason.FLOOD_GUARD, "nothing delivered since")
         return result
 
+    def flood_over(self, now: float) -> bool:
+        """Go on because a person says so; what floods again is held back again. False: nothing was held back."""
+        held = self.circuit.reason is CircuitReason.FLOOD_GUARD
+        if self._flood is not None:
+            self._flood.forget()
+        if held:
+            self.circuit.close(now)
+        return held
+
     def refused_record(self, conversation: str, now: float) -> None:
         """Count a record that is no event, where such are to count."""
         if self._flood is not None and self._flood.would_flood(conversation, 1, now):

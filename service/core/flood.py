@@ -62,6 +62,13 @@ class FloodGuard:
         self._conversations.clear()
         self._flooded = False
 
+    def forget(self) -> None:
+        """Count from nothing: a person has looked, and says that it may go on."""
+        self._slices.clear()
+        self._in_a_row = 0
+        self._conversations.clear()
+        self._flooded = False
+
     def would_flood(self, conversation_id: str, events: int, now: float) -> bool:
         """Judge events about to be given up, and count them unless they are too many."""
         if not self._flooded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -249,6 +250,53 @@ async def test_a_flood_of_records_that_are_no_events_stops_consumption_where_tha
     letters = len(await run.records(run.topics.dead_letters))
     assert 20 < letters < 10_000
     assert await run.committed() == {0: letters}
+
+
+async def test_a_flood_goes_on_when_an_operator_says_so_until_it_is_too_many_again(trial: MakeTrial) -> None:
+    run = await trial(partitions=2, faults=ALL_REFUSED)
+    count = await run.publish(chat(conversations=8, turns=10))
+    async with run.process(DEAD_LETTER__FLOOD_RUN="12", DELIVERY__BACKOFF_INITIAL_SECONDS="0.05") as service:
+        await service.ready()
+        first = await _flooded(run, service)
+        second = await _let_on(run, service, first)
+        assert 0 < second - first <= 12
+        await _mend(run)
+        await run.finished()
+        # With nothing held back it changes nothing.
+        service.signal(signal.SIGUSR1)
+        await until("the signal", lambda: len(_told(service)) == 2)
+        assert _told(service) == [True, False]
+        assert await service.stop() == 0
+    report = await run.audit()
+    assert report.content, report.lines()
+    assert (report.delivered, report.dead_letters.total()) == (count - second, second)
+
+
+async def test_a_flood_of_records_that_are_no_events_goes_on_when_an_operator_says_so(trial: MakeTrial) -> None:
+    run = await trial(partitions=1)
+    await run.publish(Record(b"conv_%03d" % number, b"no event") for number in range(20_000))
+    async with run.process(DEAD_LETTER__FLOOD_RUN="20", DEAD_LETTER__FLOOD_COUNTS_INVALID="true") as service:
+        first = await _flooded(run, service)
+        second = await _let_on(run, service, first)
+        assert await service.stop() == 0
+    assert 20 < second - first < 10_000
+    assert await run.committed() == {0: second}
+
+
+def _told(service: ServiceProcess) -> list[bool]:
+    """Whether anything was held back, each time it was told to go on."""
+    return [line["held_back"] for line in service.lines() if line["message"] == "told that the flood is over"]
+
+
+async def _let_on(run: Trial, service: ServiceProcess, before: int) -> int:
+    """Tell it to go on, and wait for the next flood; returns how many dead letters there are then."""
+    service.signal(signal.SIGUSR1)
+
+    async def more() -> bool:
+        return await _dead(run) > before
+
+    await until("dead letters that were held back", more)
+    return await _flooded(run, service)
 
 
 async def _guarded(service: ServiceProcess) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,16 +18,20 @@ import httpx
 import msgspec
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from jsonschema import Draft202012Validator
 from service_process import until
 
 from service.app import make
 from service.commands.demo import Options, run_demo
 from service.commands.demo_traffic import Arrival, traffic
 from service.emulator.faults import FaultScript, Match, Rule, Status
+from service.kafka.reading import read_topic
+from service.settings import KafkaSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from aiokafka import ConsumerRecord
     from faststream import FastStream
     from kafka_server import KafkaServer
 
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 
 CONVOY = str(Path(sys.executable).with_name("convoy"))
 PATIENCE_SECONDS = 90
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 SMALL = ("--events", "600", "--conversations", "60", "--rate", "600")
 ENDLESS = ("--events", "8000", "--rate", "50")
 
@@ -104,6 +110,19 @@ def assert_all_is_well(code: int, out: str, err: str, *, events: str = "600", re
     assert out.splitlines()[-1] == "nothing lost, nothing doubled, nothing out of order"
 
 
+def schema(name: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
+
+
+def fits_event(value: bytes | None) -> bool:
+    """Whether it is JSON, and such as the schema of events asks for."""
+    try:
+        event = json.loads(value or b"")
+    except ValueError:
+        return False
+    return bool(schema("event").is_valid(event))
+
+
 async def topics_of_demos(kafka: KafkaServer) -> set[str]:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await admin.start()
@@ -133,6 +152,29 @@ async def test_a_given_kafka_is_left_as_it_was(kafka: KafkaServer) -> None:
         assert len(await topics_of_demos(kafka) - before) == 3
         assert_all_is_well(*finish(process))
     await no_topics_but(before, kafka)
+
+
+async def test_what_the_demo_wrote_fits_the_shipped_schemas(kafka: KafkaServer) -> None:
+    with demo(*SMALL, "--broker", kafka.bootstrap_servers, "--keep") as process:
+        (name,) = set(re.findall(r"topics (convoy-demo-\w+)\.\*", read_until(process, r"^Kafka  +")))
+        settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers)
+
+        async def written(topic: str) -> list[ConsumerRecord[bytes, bytes]]:
+            return [record async for records in read_topic(settings, f"{name}.{topic}") for record in records]
+
+        events, replies, letters = await written("events"), await written("replies"), await written("dead-letters")
+        process.send_signal(signal.SIGINT)
+        assert finish(process)[0] == 0
+    assert (len(replies), len(letters)) == (599, 1)
+    for reply in replies:
+        schema("reply").validate(json.loads(reply.value or b""))
+    for letter in letters:
+        told = {name: value.decode() for name, value in letter.headers if name.startswith("dlq.") and value is not None}
+        schema("dead-letter-headers").validate(told)
+    invalid = {letter.value for letter in letters}
+    assert [event.value for event in events if not fits_event(event.value)] == [
+        event.value for event in events if event.value is None or event.value in invalid
+    ]
 
 
 async def test_ctrl_c_drains_says_so_and_leaves_nothing_behind(kafka: KafkaServer) -> None:

@@ -67,6 +67,16 @@ def test_a_flood_lasts_until_something_is_delivered_however_long_that_takes() ->
     assert not watch.would_flood("conv_0", 1, now=10_001)
 
 
+def test_who_is_told_that_it_may_go_on_counts_from_nothing() -> None:
+    watch = guard(share=0.5, run=5)
+    assert any(watch.would_flood(f"conv_{n}", 1, now=0) for n in range(CONVERSATIONS + 1))
+    watch.forget()
+    assert not watch.flooded
+    assert [watch.would_flood("conv_0", 1, now=1) for _ in range(20)] == [False] * 20
+    watch.forget()
+    assert [watch.would_flood(f"conv_{n}", 1, now=2) for n in range(6)] == [False] * 4 + [True] * 2
+
+
 def test_what_one_limit_holds_back_the_other_does_not_count_either() -> None:
     watch = guard(share=0.5, run=1000)
     watch.delivered(100, now=0)
