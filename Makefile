@@ -5,8 +5,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RUNTIME := build/runtime
+SUPPLY := build/supply
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' service/__init__.py)
+# What may be shipped with an Apache-2.0 program, by the names that packages give their licences.
+LICENSES := MIT;MIT License;BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL);Apache Software License;Apache-2.0
+LICENSES := $(LICENSES);Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
+LICENSES := $(LICENSES);Python Software Foundation License;PSF-2.0;Mozilla Public License 2.0 (MPL 2.0)
 
 .PHONY: help env demo test unit check lint types format lock mutants bench docs soak faults-table clean
+.PHONY: hooks dist sbom licenses audit version set-version release-notes
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,9 +76,54 @@ docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --json-schema > docs/configuration.schema.json
 	$(BIN)/python -m service.commands.metrics_page > docs/metrics.md
 
+hooks: env ## have git look at what is committed (.pre-commit-config.yaml)
+	$(BIN)/pre-commit install
+
+dist: env ## the wheel and the source, in dist/
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
+# What is installed where the service runs, and nothing else: the runtime's lock file and the package.
+$(RUNTIME)/.ready: requirements.lock pyproject.toml service/__init__.py
+	@$(PYTHON) -m venv --clear $(RUNTIME)
+	@$(RUNTIME)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(SUPPLY)/.ready: requirements-supply.lock
+	@$(PYTHON) -m venv --clear $(SUPPLY)
+	@$(SUPPLY)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-supply.lock
+	@touch $@
+
+sbom: $(RUNTIME)/.ready $(SUPPLY)/.ready ## the bill of materials (CycloneDX), in build/convoy.cdx.json
+	@sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > build/pyproject.toml
+	$(SUPPLY)/bin/cyclonedx-py environment $(RUNTIME)/bin/python --pyproject build/pyproject.toml \
+	  --mc-type application --output-reproducible --validate --output-file build/convoy.cdx.json
+
+licenses: $(RUNTIME)/.ready $(SUPPLY)/.ready ## the licences of all that is shipped, in build/licenses.md; a new one fails
+	$(SUPPLY)/bin/pip-licenses --python $(RUNTIME)/bin/python --from=mixed --with-urls --format=markdown \
+	  --ignore-packages pip setuptools --allow-only="$(LICENSES)" --output-file=build/licenses.md
+	@cat build/licenses.md
+
+audit: $(SUPPLY)/.ready ## known weaknesses of the locked versions (asks PyPI); one that cannot be looked up fails
+	@for lock in requirements.lock requirements-dev.lock requirements-supply.lock; do \
+	  $(SUPPLY)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r $$lock || exit 1; done
+
+version: ## the version, of which service/__init__.py is the one source
+	@echo $(VERSION)
+
+set-version: ## make NEW=1.2.3 set-version: there, and in what has to repeat it (chart, compose)
+	@[[ "$(NEW)" =~ ^[0-9]+\.[0-9]+\.[0-9]+$$ ]] || { echo "say which: make NEW=1.2.3 set-version" >&2; exit 2; }
+	sed -i 's/^__version__ = .*/__version__ = "$(NEW)"/' service/__init__.py
+	sed -i -e 's/^version: .*/version: $(NEW)/' -e 's/^appVersion: .*/appVersion: "$(NEW)"/' helm/Chart.yaml
+	sed -i 's/image: convoy:.*/image: convoy:$(NEW)/' deploy/compose.yaml
+
+release-notes: ## what the changelog says of this version
+	@awk '/^## / { wanted = ($$2 == "$(VERSION)"); next } wanted' CHANGELOG.md
+
 lock: ## compile the lock files anew (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 -q -o requirements.lock
 	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra demo --group dev -q -c requirements.lock -o requirements-dev.lock
+	uv pip compile --group supply --universal --generate-hashes --python-version 3.11 -q -o requirements-supply.lock
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache dist
