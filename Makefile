@@ -83,25 +83,25 @@ dist: env ## the wheel and the source, in dist/
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 
-# What is installed where the service runs, and nothing else: the runtime's lock file and the package.
-$(RUNTIME)/.ready: requirements.lock pyproject.toml service/__init__.py
-	@$(PYTHON) -m venv --clear $(RUNTIME)
-	@$(RUNTIME)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	@touch $@
-
 $(SUPPLY)/.ready: requirements-supply.lock
 	@$(PYTHON) -m venv --clear $(SUPPLY)
 	@$(SUPPLY)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-supply.lock
 	@touch $@
 
-sbom: $(RUNTIME)/.ready $(SUPPLY)/.ready ## the bill of materials (CycloneDX), in build/convoy.cdx.json
+# What is installed where the service runs, and nothing else, pip neither.
+$(RUNTIME)/.ready: requirements.lock $(SUPPLY)/.ready
+	@$(PYTHON) -m venv --clear --without-pip $(RUNTIME)
+	@$(SUPPLY)/bin/python -m pip --python $(RUNTIME)/bin/python install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+sbom: $(RUNTIME)/.ready ## the bill of materials (CycloneDX), in build/convoy.cdx.json
 	@sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > build/pyproject.toml
 	$(SUPPLY)/bin/cyclonedx-py environment $(RUNTIME)/bin/python --pyproject build/pyproject.toml \
 	  --mc-type application --output-reproducible --validate --output-file build/convoy.cdx.json
 
-licenses: $(RUNTIME)/.ready $(SUPPLY)/.ready ## the licences of all that is shipped, in build/licenses.md; a new one fails
+licenses: $(RUNTIME)/.ready ## the licences of all that is shipped, in build/licenses.md; a new one fails
 	$(SUPPLY)/bin/pip-licenses --python $(RUNTIME)/bin/python --from=mixed --with-urls --format=markdown \
-	  --ignore-packages pip setuptools --allow-only="$(LICENSES)" --output-file=build/licenses.md
+	  --allow-only="$(LICENSES)" --output-file=build/licenses.md
 	@cat build/licenses.md
 
 audit: $(SUPPLY)/.ready ## known weaknesses of the locked versions (asks PyPI); one that cannot be looked up fails

@@ -155,7 +155,7 @@ class DeadLetterHeaders(BaseModel):
 
 
 EVENT: TypeAdapter[Any] = TypeAdapter(NativeEvent | ShorthandEvent)
-REPLY: TypeAdapter[Any] = TypeAdapter(Annotated[DeliveredReply | FailedReply, Field(discriminator="status")])
+REPLY: TypeAdapter[Any] = TypeAdapter(DeliveredReply | FailedReply)
 DEAD_LETTER_HEADERS: TypeAdapter[Any] = TypeAdapter(DeadLetterHeaders)
 
 
@@ -185,17 +185,44 @@ def asyncapi(kafka: KafkaSettings, version: str) -> dict[str, Any]:
             "content-type": {"const": "application/json"},
         },
     }
+    asked = {
+        "type": "object",
+        "properties": {
+            "correlation_id": {"type": "string", "description": "Comes back with the reply, whatever bytes it is."},
+            "kafka_correlationId": {"description": "Spring's; comes back byte for byte."},
+            "reply_to": {"type": "string", "description": "The topic for the reply, if it is allowed."},
+            "kafka_replyTopic": {"type": "string", "description": "The same, Spring's."},
+            "kafka_replyPartition": {"description": "Of that topic; four bytes, big-endian."},
+            "traceparent": {"type": "string", "description": "W3C Trace Context; comes back with the reply."},
+            "content-type": {
+                "type": "string",
+                "description": "application/cloudevents+json: an envelope.",
+            },
+            **{
+                f"ce_{name}": {"type": "string", "description": "CloudEvents, binary content mode."}
+                for name in ("specversion", "id", "source", "type", "subject", "time")
+            },
+        },
+    }
+    keyed = {"kafka": {"key": {"type": "string", "description": "The conversation id."}, "bindingVersion": "0.5.0"}}
     channels = {
         "events": _channel(kafka.events_topic, "Message events, keyed by conversation.", "event"),
         "replies": _channel(kafka.reply_topic, "What came of each event, keyed by conversation.", "reply"),
         "deadLetters": _channel(kafka.dead_letter_topic, "Events given up, as they came.", "deadLetter"),
     }
     messages = {
-        "event": {"contentType": "application/json", "payload": {"$ref": "#/components/schemas/event"}},
+        "event": {
+            "contentType": "application/json",
+            "description": "As it is, or as the data of a CloudEvent.",
+            "headers": asked,
+            "payload": {"$ref": "#/components/schemas/event"},
+            "bindings": keyed,
+        },
         "reply": {
             "contentType": "application/json",
             "headers": correlation,
             "payload": {"$ref": "#/components/schemas/reply"},
+            "bindings": keyed,
         },
         "deadLetter": {"headers": {"$ref": "#/components/schemas/deadLetterHeaders"}, "payload": {}},
     }
