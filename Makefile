@@ -5,19 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RUNTIME := build/runtime
-SUPPLY := build/supply
-VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' service/__init__.py)
-# What may be shipped with an Apache-2.0 program, by the names that packages give their licences.
-LICENSES := MIT;MIT License;BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL);Apache Software License;Apache-2.0
-LICENSES := $(LICENSES);Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
-LICENSES := $(LICENSES);Python Software Foundation License;PSF-2.0;Mozilla Public License 2.0 (MPL 2.0)
 
 .PHONY: help env demo test unit check lint types format lock mutants bench docs soak faults-table clean
-.PHONY: hooks dist sbom licenses audit version set-version release-notes
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 env: $(READY) ## the virtual environment, from the lock file (with uv where present)
 
@@ -75,6 +67,17 @@ docs: env ## write the pages that are made from the code
 	$(BIN)/convoy asyncapi --schemas docs/schemas
 	$(BIN)/convoy config --json-schema > docs/configuration.schema.json
 	$(BIN)/python -m service.commands.metrics_page > docs/metrics.md
+
+# What is shipped, and in which version.
+RUNTIME := build/runtime
+SUPPLY := build/supply
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' service/__init__.py)
+# What may be shipped with an Apache-2.0 program, by the names that packages give their licences.
+LICENSES := MIT;MIT License;BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL);Apache Software License;Apache-2.0
+LICENSES := $(LICENSES);Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
+LICENSES := $(LICENSES);Python Software Foundation License;PSF-2.0;Mozilla Public License 2.0 (MPL 2.0)
+
+.PHONY: hooks dist sbom licenses audit version set-version release-notes
 
 hooks: env ## have git look at what is committed (.pre-commit-config.yaml)
 	$(BIN)/pre-commit install

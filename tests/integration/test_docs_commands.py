@@ -3,7 +3,7 @@
 A document is one script. In place of the addresses that it names stand this test's own: a Kafka, an emulated API
 (also where a vendor's is named: no test has a key), free ports. What serves until it is stopped (`convoy run`,
 `convoy emulator`) goes on in the background from when it answers, and has to end well at the end. Blocks marked
-`not-run` are counted in tests/unit/test_docs.py.
+`not-run` are counted in tests/unit/test_documents.py.
 """
 
 from __future__ import annotations

@@ -1,16 +1,8 @@
-"""The documents are true as far as they can be without a broker: made pages, links, anchors, blocks, commands."""
+"""Pages made from the code are as the code would make them."""
 
 from __future__ import annotations
 
-import ast
-import json
-import re
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from service.commands.metrics_page import metrics_page
 import pytest
@@ -22,12 +14,7 @@ from service.cli import cli
 from service.commands.reference import reference
 from service.commands.settings_schema import document
 
-DOCS = ROOT / "docs"
-DOCUMENTS = all_documents()
-NOT_RUN_AT_MOST = 12
-"""So many blocks of commands no test runs, each with its reason; a thirteenth needs a better one."""
-
-every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_configuration_page_is_what_the_settings_say() -> None:
