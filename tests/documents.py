@@ -1,6 +1,7 @@
 """The documents as a reader's renderer sees them: headings, links, and fenced blocks with what their info string says.
 
-A block marked ``bash`` is run by a test; ``bash not-run: why`` is for what no test can have (a cluster, a real key).
+A block marked ``bash`` is run by a test, unless it calls what needs a cluster or a container engine; ``bash not-run: why``
+is for whatever else no test can have.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 NOT_RUN = "not-run:"
+NEEDS = {"helm": "a cluster", "kubectl": "a cluster", "docker": "a container engine", "podman": "a container engine"}
 SHELLS = frozenset({"bash", "sh", "shell", "console"})
 
 _PARSER = MarkdownIt("commonmark").enable("table")
@@ -55,7 +57,13 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.is_script and not self.info
+        return self.is_script and not self.why_not
+
+    @property
+    def why_not(self) -> str:
+        """Why no test runs it; empty: one does."""
+        called = re.search(rf"^\s*(?:{'|'.join(NEEDS)})\b", self.text, flags=re.MULTILINE)
+        return self.info or (f"{NOT_RUN} needs {NEEDS[called[0].strip()]}" if called else "")
 
 
 def blocks(document: Path) -> list[Block]:

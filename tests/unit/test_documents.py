@@ -22,8 +22,8 @@ from service.commands.reference import reference
 
 DOCS = ROOT / "docs"
 DOCUMENTS = all_documents()
-NOT_RUN_AT_MOST = 12
-"""So many blocks of commands no test runs, each with its reason; a thirteenth needs a better one."""
+NOT_RUN_AT_MOST = 16
+"""So many blocks of commands no test runs, each with its reason; one more needs a better one."""
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
@@ -69,7 +69,7 @@ def test_a_block_is_what_it_says_it_is(document: Path) -> None:
 
 def test_a_block_that_no_test_runs_says_why_and_there_are_few() -> None:
     skipped = [
-        (f"{name_of(document)}:{block.line}", block.info)
+        (f"{name_of(document)}:{block.line}", block.why_not)
         for document in DOCUMENTS
         for block in blocks(document)
         if block.is_script and not block.is_run
