@@ -115,7 +115,7 @@ class Service:
             run=settings.dead_letter.flood_run,
             window_seconds=settings.dead_letter.flood_window_seconds,
         )
-        membership = Membership(settings.kafka, self.clock, boot_clock)
+        membership = Membership(settings.kafka, self.clock, boot_clock, broken=self.fail)
         self.health.idle_seconds = membership.idle_seconds
         self.pump = Pump(
             settings,

@@ -1,7 +1,7 @@
 """The documents as a reader's renderer sees them: headings, links, and fenced blocks with what their info string says.
 
-A block marked ``bash`` is run by a test, unless it calls what needs a cluster or a container engine; ``bash not-run: why``
-is for whatever else no test can have.
+A block marked ``bash`` is run by a test, unless it calls what needs a cluster or a container engine; ``bash not-run:
+why`` is for whatever else no test can have.
 """
 
 from __future__ import annotations

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.errors import KafkaError
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
+from service.kafka.mends import mend
+
 if TYPE_CHECKING:
     from service.settings import KafkaSettings
 
 __all__ = ["KafkaError", "broker_security", "connection_arguments"]
+
+mend()
 
 
 def connection_arguments(settings: KafkaSettings) -> dict[str, Any]:

@@ -38,14 +38,23 @@ NO_MEMBER = frozenset({errors.UnknownMemberIdError.errno, errors.IllegalGenerati
 class Membership:
     """What is known of one consumer's membership and polls.
 
-    ``boot_clock`` goes on while the machine sleeps, as the broker's does.
+    ``boot_clock`` goes on while the machine sleeps, as the broker's does. ``broken`` is told when the consumer can
+    do nothing any more.
     """
 
-    def __init__(self, settings: KafkaSettings, clock: Callable[[], float], boot_clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        clock: Callable[[], float],
+        boot_clock: Callable[[], float],
+        *,
+        broken: Callable[[BaseException], None],
+    ) -> None:
         self._lease_seconds = settings.session_timeout_seconds * (1 - MARGIN)
         self._rebalance_seconds = settings.rebalance_timeout_seconds
         self._clock = clock
         self._boot_clock = boot_clock
+        self._broken = broken
         self._accepted_at = -math.inf
         self._member_since = -math.inf
         self._poll_began: float | None = None
@@ -67,6 +76,11 @@ class Membership:
             self.poll_begins()
             try:
                 records = await getmany(*places, **options)
+            except errors.KafkaError as error:
+                # No kind of its own: what aiokafka did not expect. Its coordination is over, and no poll will succeed.
+                if type(error) is errors.KafkaError:
+                    self._broken(error)
+                raise
             finally:
                 self._poll_began = None
             self._polled_at = self._clock()

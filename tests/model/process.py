@@ -169,7 +169,7 @@ class SimulatedProcess:
             clock=clock,
             boot_clock=clock,
         )
-        self.membership = (Membership if leased else _Trusting)(settings.kafka, clock, clock)
+        self.membership = (Membership if leased else _Trusting)(settings.kafka, clock, clock, broken=self.errors.append)
         self.pump = Pump(
             settings,
             self.grouper,

@@ -6,7 +6,12 @@ import math
 from typing import Any
 
 import pytest
-from aiokafka.errors import GroupCoordinatorNotAvailableError, IllegalGenerationError, UnknownMemberIdError
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    IllegalGenerationError,
+    KafkaError,
+    UnknownMemberIdError,
+)
 from aiokafka.protocol.group import HeartbeatRequest, SyncGroupRequest
 
 from service.kafka.membership import Membership
@@ -63,7 +68,7 @@ def clock() -> Clock:
 @pytest.fixture
 def membership(clock: Clock) -> Membership:
     settings = KafkaSettings(session_timeout_seconds=SESSION_SECONDS, rebalance_timeout_seconds=60)
-    return Membership(settings, clock, clock)
+    return Membership(settings, clock, clock, broken=lambda error: pytest.fail(repr(error)))
 
 
 @pytest.fixture
@@ -181,3 +186,17 @@ def test_a_poll_may_last_for_ever_while_no_broker_answers_and_is_not_held_agains
     membership.answered(OK, clock.now)
     assert membership.idle_seconds(clock.now) == 0
     assert membership.idle_seconds(math.nextafter(clock.now + 60, math.inf)) < 1
+
+
+async def test_a_consumer_whose_coordination_is_over_is_told_to_be_broken_and_one_in_trouble_is_not(
+    clock: Clock,
+) -> None:
+    told: list[BaseException] = []
+    membership = Membership(KafkaSettings(), clock, clock, broken=told.append)
+    for error in (GroupCoordinatorNotAvailableError(), KafkaError("Unexpected error during coordination")):
+        failing: Any = Consumer(clock)
+        failing.error = error
+        membership.watch(failing)
+        with pytest.raises(type(error)):
+            await failing.getmany()
+    assert [type(error) for error in told] == [KafkaError]
