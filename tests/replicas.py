@@ -91,7 +91,7 @@ class Replica:
     async def start(self) -> None:
         """Start a process in this place; it is not ready yet."""
         assert not self.running
-        self.counted.update({name: int(value) for name, value in self._last.items()})
+        self.counted.update({name: int(value) for name, value in self._last.items() if name.endswith("_total")})
         self._assigned, self._last = (0, 0), {}
         self.processes.append(await self._parts.enter_async_context(self._make()))
 
