@@ -107,8 +107,8 @@ class Past:
     open: dict[str, Intent] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
     settled: dict[int, Settled] = field(default_factory=dict)
-    first: dict[int, int] = field(default_factory=dict)
-    """By event, the least place that mentions it."""
+    mentions: list[tuple[int, int]] = field(default_factory=list)
+    """Where the log first mentions an event above all it mentioned before, and which: see `Ownership.bookmark`."""
     claims: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -131,9 +131,9 @@ class Past:
             # Its claim lies below the bookmark.
             self.current = record.claim
             self.claims.append(record.claim)
-        for offset, _ in record.events:
-            if offset >= self.position:
-                self.first.setdefault(offset, record.offset)
+        highest = max(offset for offset, _ in record.events)
+        if highest >= self.position and (not self.mentions or highest > self.mentions[-1][1]):
+            self.mentions.append((record.offset, highest))
         self.after[record.conversation_id] = record.after
         if isinstance(record, Intent):
             self.open[record.conversation_id] = record
@@ -171,25 +171,23 @@ class Gap:
 class Ownership:
     """One claim on one partition, from its acknowledgement to its loss."""
 
-    __slots__ = ("_claims", "_mentioned", "_mentions", "_read_before_acknowledged", "claim", "lost", "next")
+    __slots__ = ("_claims", "_highest", "_mentions", "_read_before_acknowledged", "claim", "lost", "next")
 
     def __init__(self, claim: int, past: Past) -> None:
         self.claim = claim
         self.next = claim + 1
         """The least ledger offset that none of our records has been acknowledged at or above."""
         self.lost = False
-        self._mentioned = set(past.first)
-        # In the order of places, so that the least place of what is not committed is found at its head.
-        self._mentions = deque(sorted((place, offset) for offset, place in past.first.items()))
+        self._mentions = deque(past.mentions)
+        self._highest = past.mentions[-1][1] if past.mentions else -1
         self._claims = sorted({*past.claims, claim})
         self._read_before_acknowledged: set[int] = set()
 
-    def about_to_write(self, offsets: Iterable[int]) -> None:
-        """Note, before a record about these events is produced, the least place where it can come to lie."""
-        for offset in offsets:
-            if offset not in self._mentioned:
-                self._mentioned.add(offset)
-                self._mentions.append((self.next, offset))
+    def about_to_write(self, highest: int) -> None:
+        """Note, before a record is produced whose highest event is this, the least place where it can come to lie."""
+        if highest > self._highest:
+            self._highest = highest
+            self._mentions.append((self.next, highest))
 
     def acknowledged(self, offset: int) -> Gap | None:
         """Note the place of one of our records; returns what to read, and tell `gap_read`, before it counts."""
@@ -223,11 +221,12 @@ class Ownership:
     def bookmark(self, committed: int) -> tuple[int, int]:
         """Where the next owner must begin to read, and which claim is in force there.
 
-        The first is the least place that mentions an event at or above the committed offset.
+        The first is the least place that mentions an event at or above the committed offset. A record whose highest
+        event is not above that of all records before it is never the first to do so: it need not be remembered.
         """
         mentions = self._mentions
         while mentions and mentions[0][1] < committed:
-            self._mentioned.discard(mentions.popleft()[1])
+            mentions.popleft()
         start = mentions[0][0] if mentions else self.next
         index = bisect.bisect_right(self._claims, start) - 1
         return start, self._claims[index] if index >= 0 else NO_CLAIM

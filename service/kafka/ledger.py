@@ -356,7 +356,7 @@ class Ledger:
         """Write a record; returns whether it counts: acknowledged, with no foreign claim before it."""
         ownership = partition.ownership
         assert isinstance(ownership, _Owned)
-        ownership.about_to_write(offset for offset, _ in line.ev)
+        ownership.about_to_write(line.ev[-1][0])
         try:
             offset, timestamp = await self._append(partition.number, line)
             if ownership.by_broker and timestamp is None:

@@ -83,13 +83,15 @@ def test_a_dead_outcome_tells_why() -> None:
 
 def test_of_events_below_the_position_only_the_cursor_is_kept() -> None:
     past = fold([claim(0), outcome(1, 0, 10, 11)], position=11)
-    assert set(past.settled) == set(past.first) == {11}
+    assert set(past.settled) == {11}
+    assert past.mentions == [(1, 11)]
+    assert not fold([claim(0), outcome(1, 0, 10)], position=11).mentions
     assert past.after == {CONVERSATION: "msg"}
 
 
-def test_the_first_mention_of_an_event_is_the_one_that_is_kept() -> None:
-    past = fold([claim(0), intent(1, 0, 10, 11), intent(2, 0, 11), outcome(3, 0, 11)])
-    assert past.first == {10: 1, 11: 1}
+def test_records_that_mention_nothing_above_what_was_mentioned_are_not_remembered() -> None:
+    past = fold([claim(0), intent(1, 0, 10, 11), intent(2, 0, 11), outcome(3, 0, 12, 9), outcome(4, 0, 12)])
+    assert past.mentions == [(1, 11), (3, 12)]
 
 
 # What is void
@@ -101,7 +103,7 @@ def test_a_record_of_an_earlier_ownership_is_void() -> None:
     assert past.open == {CONVERSATION: mine}
     assert past.after == {CONVERSATION: "new"}
     assert not past.settled
-    assert past.first == {10: 3}
+    assert past.mentions == [(3, 10)]
 
 
 def test_a_record_is_void_also_where_its_successors_claim_lies_below_what_is_read() -> None:
@@ -177,11 +179,11 @@ def test_without_a_mention_the_bookmark_is_where_the_next_record_will_lie() -> N
 
 def test_the_bookmark_is_the_first_mention_of_what_is_not_committed() -> None:
     mine = owned(5)
-    mine.about_to_write([10])
+    mine.about_to_write(10)
     mine.acknowledged(6)
-    mine.about_to_write([11])
+    mine.about_to_write(11)
     mine.acknowledged(7)
-    mine.about_to_write([10, 11])
+    mine.about_to_write(11)
     assert mine.bookmark(10) == (6, 5)
     assert mine.bookmark(11) == (7, 5)
     assert mine.bookmark(12) == (8, 5)
@@ -189,7 +191,7 @@ def test_the_bookmark_is_the_first_mention_of_what_is_not_committed() -> None:
 
 def test_an_intent_on_its_way_is_counted_from_before_it_is_produced() -> None:
     mine = owned(5)
-    mine.about_to_write([11])
+    mine.about_to_write(11)
     # Another conversation's, behind it in the log or before it, is acknowledged first.
     assert mine.bookmark(11) == (6, 5)
 
@@ -216,7 +218,7 @@ def test_nothing_that_is_not_committed_is_mentioned_below_the_bookmark(writes: l
     mine = owned(0)
     records: list[Record] = [claim(0)]
     for offsets in writes:
-        mine.about_to_write(offsets)
+        mine.about_to_write(max(offsets))
         records.append(intent(len(records), 0, *offsets))
         assert mine.acknowledged(records[-1].offset) is None
     start, in_force = mine.bookmark(committed)
