@@ -188,6 +188,7 @@ class Pump:
         """Make one request for a batch of ``size`` bytes and carry out what follows from the answer."""
         signal = Signal.NEUTRAL
         started_at = self._clock()
+        permitted = True
         try:
             still = None
             if action is Action.SEND and self._journal is not None:
@@ -218,6 +219,10 @@ class Pump:
                 if verdict.retry_after_seconds is not None:
                     self._limiter.hold_until(now + verdict.retry_after_seconds)
             if result.outcomes and self._journal is not None:
+                # The API is done with it: how long a record takes is no latency of its.
+                self._limiter.finished(now, started_at=started_at, signal=signal)
+                permitted = False
+                self._wake.set()
                 # Where that fails the partition is lost, and nothing is carried on.
                 await self._journal.after_outcome(batch, result.outcomes)
                 now = self._clock()
@@ -225,7 +230,8 @@ class Pump:
         finally:
             now = self._clock()
             self._sending_bytes -= size
-            self._limiter.finished(now, started_at=started_at, signal=signal)
+            if permitted:
+                self._limiter.finished(now, started_at=started_at, signal=signal)
             self._circuit.ended(now, probe=probe)
             self._watch_circuit()
             if batch.lane.partition.draining:
