@@ -13,29 +13,45 @@ if TYPE_CHECKING:
     from service.settings import KafkaSettings
 
 SAFE_COPIES = 3
+LEDGER_CONFIGS = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.type": "LogAppendTime"}
+"""A ledger has to reach back to what is not settled, and tells by the broker's clock how long ago an attempt began."""
 
 
 async def create_topics(settings: KafkaSettings, *, partitions: int, replication_factor: int | None) -> dict[str, str]:
     """Create the topics Convoy uses; returns for each what happened: ``created`` or ``exists``.
 
     Without a ``replication_factor`` there are as many copies as brokers, three at most. With three or more,
-    a write needs two of them, so that ``acks=all`` survives the loss of one.
+    a write needs two of them, so that ``acks=all`` survives the loss of one. The ledger, where one is named,
+    gets as many partitions as the events topic has.
 
     Raises:
         KafkaError: no broker answers, or one refuses.
     """
-    names = (settings.events_topic, settings.reply_topic, settings.dead_letter_topic)
     admin = AIOKafkaAdminClient(**connection_arguments(settings), client_id="convoy-topics")
     await admin.start()
     try:
         if replication_factor is None:
             replication_factor = min(SAFE_COPIES, len((await admin.describe_cluster())["brokers"]))
         configs = {"min.insync.replicas": "2"} if replication_factor >= SAFE_COPIES else {}
-        answer = await admin.create_topics(
-            [NewTopic(name, partitions, replication_factor, topic_configs=configs) for name in names]
+        names = (settings.events_topic, settings.reply_topic, settings.dead_letter_topic)
+        outcome = await _create(
+            admin, [NewTopic(name, partitions, replication_factor, topic_configs=configs) for name in names]
         )
+        if settings.ledger_topic:
+            (events,) = await admin.describe_topics([settings.events_topic])
+            # Each events partition needs its twin, also where the events topic was there before.
+            twins = len(events["partitions"])
+            ledger = NewTopic(
+                settings.ledger_topic, twins, replication_factor, topic_configs={**configs, **LEDGER_CONFIGS}
+            )
+            outcome |= await _create(admin, [ledger])
     finally:
         await admin.close()
+    return outcome
+
+
+async def _create(admin: AIOKafkaAdminClient, topics: list[NewTopic]) -> dict[str, str]:
+    answer = await admin.create_topics(topics)
     outcome = {}
     for name, code, *message in answer.topic_errors:
         error = for_code(code)
