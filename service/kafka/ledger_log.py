@@ -58,7 +58,7 @@ class KafkaLedgerLog:
         self._connecting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._queues: dict[int, _Queue] = {}
-        self._turn: asyncio.Future[None] | None = None
+        self._turn: asyncio.Event | None = None
         self._turn_at = 0.0
 
     async def start(self) -> None:
@@ -151,13 +151,13 @@ class KafkaLedgerLog:
             if loop.time() >= self._turn_at:
                 self._turn_at = loop.time() + TURN_SECONDS
                 return
-            self._turn = loop.create_future()
+            self._turn = asyncio.Event()
             loop.call_at(self._turn_at, self._take_turn)
-        await self._turn
+        await self._turn.wait()
 
     def _take_turn(self) -> None:
         assert self._turn is not None
-        self._turn.set_result(None)
+        self._turn.set()
         self._turn = None
         self._turn_at = asyncio.get_running_loop().time() + TURN_SECONDS
 

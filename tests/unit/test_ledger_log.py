@@ -1,0 +1,138 @@
+"""How ledger records reach the producer: one that comes alone at once, a stream in turns, and what an error leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from service.kafka.ledger import LogError
+from service.kafka.ledger_log import LOG_APPEND_TIME, KafkaLedgerLog
+from service.settings import KafkaSettings
+
+
+@dataclass
+class Written:
+    offset: int
+    timestamp: int = 1000
+    timestamp_type: int = LOG_APPEND_TIME
+
+
+@dataclass
+class Batch:
+    values: list[bytes] = field(default_factory=list)
+
+    def append(self, *, timestamp: None, key: None, value: bytes) -> object:
+        if len(self.values) == 3:
+            return None
+        self.values.append(value)
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Producer:
+    """Holds each request until it is told what to answer."""
+
+    requests: list[tuple[int, list[bytes], asyncio.Future[Written]]] = field(default_factory=list)
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    stopped: bool = False
+
+    def create_batch(self) -> Batch:
+        return Batch()
+
+    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[Written]:
+        answer: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
+        self.requests.append((partition, batch.values, answer))
+        self.came.set()
+        return answer
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def request(self, number: int) -> tuple[int, list[bytes], asyncio.Future[Written]]:
+        while len(self.requests) <= number:
+            self.came.clear()
+            await self.came.wait()
+        return self.requests[number]
+
+
+class Log(KafkaLedgerLog):
+    """The log, with producers of ours."""
+
+    def __init__(self) -> None:
+        super().__init__(KafkaSettings(ledger_topic="ledger"))
+        self.producers = [Producer()]
+
+    @property
+    def producer(self) -> Producer:
+        return self.producers[-1]
+
+    async def _current(self) -> Producer:
+        self._producer = self.producer
+        return self.producer
+
+    def later(self, number: int, value: bytes) -> asyncio.Task[tuple[int, int | None]]:
+        return asyncio.create_task(self.append(number, value))
+
+
+async def test_records_that_come_during_a_request_share_the_next_ones_in_their_order() -> None:
+    log = Log()
+    alone = log.later(0, b"1")
+    _, values, answer = await log.producer.request(0)
+    assert values == [b"1"]
+    others = [log.later(0, b"%d" % number) for number in range(2, 7)]
+    answer.set_result(Written(10))
+    assert await alone == (10, 1000)
+    _, values, answer = await log.producer.request(1)
+    assert values == [b"2", b"3", b"4"], "so many fit"
+    answer.set_result(Written(11))
+    _, values, answer = await log.producer.request(2)
+    assert values == [b"5", b"6"]
+    answer.set_result(Written(20))
+    assert [place for place, _ in await asyncio.gather(*others)] == [11, 12, 13, 20, 21]
+
+
+async def test_the_records_of_all_partitions_wait_for_the_same_turn() -> None:
+    log = Log()
+    log.later(0, b"first")
+    await log.producer.request(0)
+    waiting = [log.later(number, b"next") for number in (1, 2, 3)]
+    await log.producer.request(3)
+    assert [number for number, _, _ in log.producer.requests] == [0, 1, 2, 3]
+    assert log._turn is None, "they went in one turn"
+    for _, _, answer in log.producer.requests:
+        answer.set_result(Written(5))
+    await asyncio.gather(*waiting)
+
+
+async def test_without_a_place_or_the_brokers_time_none_is_made_up() -> None:
+    log = Log()
+    two = [log.later(0, b"1"), log.later(0, b"2")]
+    _, _, answer = await log.producer.request(0)
+    answer.set_result(Written(-1, timestamp_type=0))
+    assert await asyncio.gather(*two) == [(-1, None), (-1, None)]
+
+
+async def test_an_error_fails_all_that_waits_and_the_next_record_goes_by_another_producer() -> None:
+    log = Log()
+    failing = log.later(0, b"1")
+    _, _, answer = await log.producer.request(0)
+    behind = log.later(0, b"2")
+    await asyncio.sleep(0)
+    answer.set_exception(KafkaConnectionError())
+    for one in (failing, behind):
+        with pytest.raises(LogError):
+            await one
+    await log.stop()
+    assert log.producers[0].stopped
+    log.producers.append(Producer())
+    again = log.later(0, b"3")
+    _, values, answer = await log.producer.request(0)
+    assert values == [b"3"]
+    answer.set_result(Written(9))
+    assert await again == (9, 1000)
