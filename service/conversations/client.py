@@ -60,6 +60,8 @@ class Conversations:
         self._path = self._url.raw_path.decode("ascii").rstrip("/")
         self._post_headers = httpx.Headers({**self._client.headers, "Content-Type": "application/json"})
         del self._post_headers["Accept-Encoding"], self._post_headers["Connection"]
+        self._get_headers = self._post_headers.copy()
+        del self._get_headers["Content-Type"]
 
     async def __aenter__(self) -> Self:
         """Open the connections."""
@@ -102,9 +104,8 @@ class Conversations:
         query = f"?limit={limit}&order={'desc' if newest_first else 'asc'}"
         if after:
             query += f"&after={quote(after, safe='')}"
-        request = self._client.build_request(
-            "GET", self._url, extensions={"target": self._target(conversation_id) + query.encode("ascii")}
-        )
+        target = self._target(conversation_id) + query.encode("ascii")
+        request = httpx.Request("GET", self._url, headers=self._get_headers, extensions={"target": target})
         return await self._exchange(request)
 
     async def list_newest(self, conversation_id: str, limit: int) -> Answer:
