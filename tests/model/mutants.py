@@ -28,6 +28,18 @@ RULES: Final = Guarded(
             "what was begun before the last commit is sent again",
         ),
         Mutant(
+            "a mention is noted one place too high",
+            "            self._mentions.append((self.next, highest))\n",
+            "            self._mentions.append((self.next + 1, highest))\n",
+            "what was being sent at a crash is sent again",
+        ),
+        Mutant(
+            "what is found in the log is forgotten by the bookmark",
+            "        self._mentions = deque(past.mentions)\n",
+            "        self._mentions = deque()\n",
+            "at the second crash what was begun before the first is sent again",
+        ),
+        Mutant(
             "a gap is not read",
             "            return Gap(self.next, offset)\n",
             "            self.next = offset + 1\n            return None\n",
@@ -84,12 +96,12 @@ LEDGER: Final = Guarded(
         ),
         Mutant(
             "a mention is noted when it is acknowledged",
-            "        ownership.about_to_write(offset for offset, _ in line.ev)\n"
+            "        ownership.about_to_write(line.ev[-1][0])\n"
             "        try:\n"
             "            offset, timestamp = await self._append(partition.number, line)\n",
             "        try:\n"
             "            offset, timestamp = await self._append(partition.number, line)\n"
-            "            ownership.about_to_write(offset for offset, _ in line.ev)\n",
+            "            ownership.about_to_write(line.ev[-1][0])\n",
             "an intent written and not yet acknowledged at the last commit lies below the bookmark",
         ),
         Mutant(
