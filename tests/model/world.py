@@ -198,6 +198,8 @@ class World:
                 return
             if error is not None:
                 answer.set_exception(error)
+                # Whoever asked may have ended.
+                answer.exception()
             else:
                 answer.set_result(result)  # type: ignore[arg-type]
 
