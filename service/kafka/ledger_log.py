@@ -31,8 +31,6 @@ WRITE_SECONDS = 15.0
 ASK_SECONDS = 15.0
 """For one question, a new connection included; also the longest a read may go on without a record."""
 CLOSE_SECONDS = 5.0
-TURN_SECONDS = 0.003
-"""Between requests while records come in a stream; one that comes alone is sent at once."""
 READ_MILLISECONDS = 200
 MAX_REQUEST_BYTES = 256 << 10
 """Of one request a partition: some thousand records."""
@@ -58,8 +56,6 @@ class KafkaLedgerLog:
         self._connecting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._queues: dict[int, _Queue] = {}
-        self._turn: asyncio.Event | None = None
-        self._turn_at = 0.0
 
     async def start(self) -> None:
         """Connect."""
@@ -126,7 +122,6 @@ class KafkaLedgerLog:
         sent: list[tuple[bytes, asyncio.Future[tuple[int, int | None]]]] = []
         try:
             while queue.waiting:
-                await self._wait_for_turn()
                 written = await self._send_some(number, queue, sent)
                 timestamp = written.timestamp if written.timestamp_type == LOG_APPEND_TIME else None
                 for index, (_, acknowledged) in enumerate(sent):
@@ -143,23 +138,6 @@ class KafkaLedgerLog:
             queue.waiting.clear()
         finally:
             queue.sender = None
-
-    async def _wait_for_turn(self) -> None:
-        """Wait until records are sent again: those of all partitions go together, and share the broker's requests."""
-        loop = asyncio.get_running_loop()
-        if self._turn is None:
-            if loop.time() >= self._turn_at:
-                self._turn_at = loop.time() + TURN_SECONDS
-                return
-            self._turn = asyncio.Event()
-            loop.call_at(self._turn_at, self._take_turn)
-        await self._turn.wait()
-
-    def _take_turn(self) -> None:
-        assert self._turn is not None
-        self._turn.set()
-        self._turn = None
-        self._turn_at = asyncio.get_running_loop().time() + TURN_SECONDS
 
     async def _send_some(
         self, number: int, queue: _Queue, sent: list[tuple[bytes, asyncio.Future[tuple[int, int | None]]]]

@@ -1,4 +1,4 @@
-"""How ledger records reach the producer: one that comes alone at once, a stream in turns, and what an error leaves."""
+"""How ledger records reach the producer: those that come during a request share the next, and what an error leaves."""
 
 from __future__ import annotations
 
@@ -95,19 +95,6 @@ async def test_records_that_come_during_a_request_share_the_next_ones_in_their_o
     assert values == [b"5", b"6"]
     answer.set_result(Written(20))
     assert [place for place, _ in await asyncio.gather(*others)] == [11, 12, 13, 20, 21]
-
-
-async def test_the_records_of_all_partitions_wait_for_the_same_turn() -> None:
-    log = Log()
-    log.later(0, b"first")
-    await log.producer.request(0)
-    waiting = [log.later(number, b"next") for number in (1, 2, 3)]
-    await log.producer.request(3)
-    assert [number for number, _, _ in log.producer.requests] == [0, 1, 2, 3]
-    assert log._turn is None, "they went in one turn"
-    for _, _, answer in log.producer.requests:
-        answer.set_result(Written(5))
-    await asyncio.gather(*waiting)
 
 
 async def test_without_a_place_or_the_brokers_time_none_is_made_up() -> None:
