@@ -21,8 +21,8 @@ IN_FLIGHT = 64
 WINDOW_SECONDS = 1.0
 
 environment = os.environ
-broker = KafkaBroker(environment["CONVOY_KAFKA__BOOTSTRAP_SERVERS"])
-app = FastStream(broker)
+broker = KafkaBroker(environment["CONVOY_KAFKA__BOOTSTRAP_SERVERS"], logger=None)
+app = FastStream(broker, logger=None)
 client = httpx.AsyncClient(
     base_url=environment["CONVOY_API__BASE_URL"],
     headers={"Authorization": "Bearer bench"},
