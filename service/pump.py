@@ -21,7 +21,7 @@ from service.core.circuit import CircuitReason
 from service.core.delivery import Action, DeadLettered, Delivered, Result
 from service.core.grouper import AT_ONCE
 from service.core.limiter import Signal
-from service.core.model import Answered, Dead, Reason, Unanswered
+from service.core.model import Answered, Dead, Fate, Reason, Unanswered
 from service.core.verdict import Kind, judge
 from service.kafka import codec, dead_letters
 from service.kafka.outlet import OutgoingRecord
@@ -51,6 +51,8 @@ SENDING_SHARE = 0.25
 """Of the buffer limit in bytes: what requests in flight carry is in memory a second time."""
 DRAIN_MARGIN_SECONDS = 5.0
 """Of the drain budget, kept for storing and committing."""
+SILENT_READ_SECONDS = 1.0
+"""A read without an answer for so long when the host is found at work again is made anew."""
 
 
 class Journal(Protocol):
@@ -114,6 +116,7 @@ class Pump:
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._reading: dict[Batch, tuple[float, asyncio.Timeout]] = {}
         self._delivered = metrics.counter("delivered_items_total")
         self._batch_items = metrics.histogram("batch_items")
         self._batch_wait = metrics.histogram("batch_wait_seconds")
@@ -146,11 +149,9 @@ class Pump:
         if not self._leased():
             return math.inf
         while True:
-            permitted_at = max(self._circuit.next_attempt(now), self._limiter.next_start(now))
+            permitted_at = self._permitted_at(now)
             if permitted_at > now:
                 return permitted_at
-            if self._sending_bytes >= self._max_sending_bytes:
-                return math.inf
             batch = self._grouper.take(now)
             if batch is None:
                 deadline = self._grouper.deadline()
@@ -165,14 +166,23 @@ class Pump:
                 self._batch_wait.observe(batch.waited_seconds)
             # Now: what is known of the conversation may be forgotten before the task runs.
             self._delivery.began(batch, action, now)
-            probe = self._circuit.is_open
-            self._circuit.started()
+            probe = self._circuit.started(now)
             self._limiter.started(now)
             size = sum([event.size for event in batch.events])
             self._sending_bytes += size
             task = asyncio.create_task(self._work(batch, action, size, probe=probe))
             self._under_way.add(task)
             task.add_done_callback(self._finished)
+
+    def _permitted_at(self, now: float) -> float:
+        """The earliest time an attempt may start."""
+        circuit = self._circuit
+        if circuit.is_open:
+            # Probes are few, and wait for no slot: those who hold them may be waiting for a host that says nothing.
+            return max(circuit.next_attempt(now), self._limiter.due)
+        if self._sending_bytes >= self._max_sending_bytes:
+            return math.inf
+        return self._limiter.next_start(now)
 
     def _leased(self) -> bool:
         """Whether the partitions are surely ours still; told once when that keeps something from being sent."""
@@ -184,7 +194,7 @@ class Pump:
             log.warning("the group may have given the partitions to others: nothing is sent until it answers")
         return False
 
-    async def _work(self, batch: Batch, action: Action, size: int, *, probe: bool) -> None:
+    async def _work(self, batch: Batch, action: Action, size: int, *, probe: int) -> None:
         """Make one request for a batch of ``size`` bytes and carry out what follows from the answer."""
         signal = Signal.NEUTRAL
         started_at = self._clock()
@@ -232,7 +242,7 @@ class Pump:
             self._sending_bytes -= size
             if permitted:
                 self._limiter.finished(now, started_at=started_at, signal=signal)
-            self._circuit.ended(now, probe=probe)
+            self._circuit.ended(now, probe)
             self._watch_circuit()
             if batch.lane.partition.draining:
                 self._drained.set()
@@ -255,10 +265,18 @@ class Pump:
                     self._metrics.gauge("flood_guard_state").set(state)
         if reason is None:
             log.warning("circuit closed, consumption goes on", extra={"was": self._circuit_reason})
+            self._abandon_silent_reads()
         else:
             log.error("circuit open, consumption pauses", extra={"reason": reason, "detail": self._circuit.detail})
         self._circuit_reason = reason
         self._settled()
+
+    def _abandon_silent_reads(self) -> None:
+        """Ask anew what the host, working again, has left unanswered for long: that answer may never come."""
+        now = self._clock()
+        for began, reading in self._reading.values():
+            if now - began >= SILENT_READ_SECONDS:
+                reading.reschedule(now)
 
     async def _request(self, batch: Batch, action: Action, still: Callable[[], bool] | None) -> Answer:
         conversation_id = batch.conversation_id
@@ -270,6 +288,16 @@ class Pump:
 
             items = [event.item for event in batch.events]
             return await self._conversations.create_items(conversation_id, items, still=wanted)
+        try:
+            async with asyncio.timeout(None) as reading:
+                self._reading[batch] = self._clock(), reading
+                return await self._read(batch, conversation_id)
+        except TimeoutError:
+            return Unanswered(Fate.NOT_SENT, WITHDRAWN, "read anew")
+        finally:
+            del self._reading[batch]
+
+    async def _read(self, batch: Batch, conversation_id: str) -> Answer:
         unsettled = batch.unsettled
         if unsettled is None:
             return await self._conversations.list_items(conversation_id, limit=1, newest_first=True)

@@ -196,10 +196,10 @@ class DeliverySettings(Group):
         None, gt=0, description="Fixed limit; none: what the API bears is found out."
     )
     max_attempts: int = Field(
-        8, ge=1, le=1000, description="Failed attempts of one conversation while others get through."
+        8, ge=1, le=1000, description="Failures, while others get through, before one conversation is given up."
     )
     max_age_seconds: float = Field(
-        900, gt=0, description="Age of a batch since its first attempt, while the circuit is closed."
+        900, gt=0, description="How long they must have gone on, besides; what the circuit was open does not count."
     )
     backoff_initial_seconds: float = Field(0.5, gt=0, le=60, description="First back-off, before jitter.")
     backoff_max_seconds: float = Field(60, gt=0, le=3600, description="Longest back-off.")

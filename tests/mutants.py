@@ -452,14 +452,14 @@ VERDICT: Final = Guarded(
         ),
         Mutant(
             "codes are taken letter by letter",
-            'code = error.code.lower() if error else ""',
-            'code = error.code if error else ""',
+            "_kind_of_code(error.code.lower(), overrides or {})",
+            "_kind_of_code(error.code, overrides or {})",
             "an unpaid account dead-letters everything",
         ),
         Mutant(
             "settings come second",
-            "by_code = overrides.get(code) or CODE_KINDS.get(code)",
-            "by_code = CODE_KINDS.get(code) or overrides.get(code)",
+            "return overrides.get(code) or CODE_KINDS.get(code) or",
+            "return CODE_KINDS.get(code) or overrides.get(code) or",
             "a vendor's own meaning of a known code can not be told",
         ),
         Mutant(
@@ -604,15 +604,39 @@ CIRCUIT: Final = Guarded(
         ),
         Mutant(
             "any number of probes",
-            "return math.inf if self._probes else self._probe_at",
-            "return self._probe_at",
+            "        self._probe_at = now + PROBE_MAX_SECONDS\n",
+            "",
             "a host that comes up is met by everybody at once",
         ),
         Mutant(
-            "an old attempt ends the probe",
-            "        self._probes -= probe\n",
-            "        self._probes = 0\n",
+            "a probe given up makes room for another",
+            "        if not probe or probe != self._latest_probe or",
+            "        if not probe or",
             "two probes at a time",
+        ),
+        Mutant(
+            "a slow probe is followed by a whole wait",
+            "self._probe_at = min(self._probe_at, now + self._interval)",
+            "self._probe_at = now + self._interval",
+            "recovery takes longer than five seconds",
+        ),
+        Mutant(
+            "probes write into the silence",
+            "return self.reason in _SILENT and not self._heard and",
+            "return self.reason is None and not self._heard and",
+            "who was written to in vain waits half a minute after the host has healed",
+        ),
+        Mutant(
+            "probes never write unheard",
+            " and self._reads_in_vain < READS_BEFORE_A_WRITE",
+            "",
+            "a host that can not list is never used again",
+        ),
+        Mutant(
+            "what was heard is heard for ever",
+            "        self._good_reads = 0\n        self._heard = False\n",
+            "        self._good_reads = 0\n",
+            "probes write into the silence",
         ),
         Mutant(
             "the wait between probes has no bound",
@@ -622,8 +646,8 @@ CIRCUIT: Final = Guarded(
         ),
         Mutant(
             "a good read is followed by a wait",
-            "            if self._read_worked:\n                return\n",
-            "",
+            " or self.reason is None or self._read_worked:",
+            " or self.reason is None:",
             "recovery takes longer than five seconds",
         ),
         Mutant(
@@ -767,27 +791,45 @@ DELIVERY: Final = Guarded(
         ),
         Mutant(
             "whom nobody reaches is to blame",
-            "        if unreached or (others_too and not just_sent):\n",
-            "        if others_too and not just_sent:\n",
+            "        if verdict.kind is Kind.TRANSIENT and verdict.status is None:\n",
+            "        if False:\n",
             "a flaky network fills the dead letters",
         ),
         Mutant(
-            "two in an outage are to blame",
-            "        if unreached or (others_too and not just_sent):\n",
-            "        if unreached:\n",
-            "an outage fills the dead letters where two conversations talk",
-        ),
-        Mutant(
             "an outage uses attempts up",
-            "        if not was_open:\n            batch.troubles += 1\n",
-            "        batch.troubles += 1\n",
+            "        if others_got_through:\n            batch.troubles += 1\n",
+            "        if True:\n            batch.troubles += 1\n",
             "the first trouble after an outage is a dead letter",
         ),
         Mutant(
             "age alone gives up",
-            " and batch.troubles >= TROUBLES_OF_AGE",
+            "            and batch.troubles >= policy.max_attempts\n",
             "",
             "the first trouble after a long hold is a dead letter",
+        ),
+        Mutant(
+            "attempts alone give up",
+            "            and batch.troubled_seconds >= policy.max_age_seconds\n",
+            "",
+            "a shard that is away for a minute fills the dead letters",
+        ),
+        Mutant(
+            "a firewall's refusal is taken for the API's",
+            "            if verdict.foreign:\n                return",
+            "            if verdict.foreign and verdict.kind is Kind.FORBIDDEN:\n                return",
+            "a gateway that refuses everybody fills the dead letters",
+        ),
+        Mutant(
+            "a firewall's refusal is believed at once",
+            "        if len(batch.events) == 1 and not circuit.accepted_since(batch.refused_at):\n",
+            "        if circuit.is_open:\n",
+            "a gateway that refuses everybody fills the dead letters before the circuit opens",
+        ),
+        Mutant(
+            "a gateway's refusal of a read forgets the cursor",
+            "if gone and not verdict.foreign and unsettled.after:",
+            "if gone and unsettled.after:",
+            "an old message in the same words is taken for the new one: a loss",
         ),
         Mutant(
             "a spent batch is given up in company",
@@ -810,8 +852,8 @@ DELIVERY: Final = Guarded(
         Mutant(
             "a 403 when asked for the cursor is any trouble",
             "        if verdict.kind is Kind.FORBIDDEN:\n            return self._forbidden(batch, verdict, now)\n"
-            "        if verdict.kind is not Kind.DELIVERED and",
-            "        if verdict.kind is not Kind.DELIVERED and",
+            "        if verdict.kind in {",
+            "        if verdict.kind in {",
             "a key without rights is told as an outage",
         ),
         Mutant(

@@ -3,8 +3,10 @@
 Decides when trouble is the host's and not a conversation's: failures on three or more conversations
 with no success between (a read that failed is made up for by one that did not), or one answer that only an
 operator can mend (a rejected key, an unpaid account, a wrong address). While open, one probe at a time asks
-whether it has healed. A deployment with a single conversation never gets three, so it keeps trying by its own
-back-off.
+whether it has healed; one that is not answered within `PROBE_MAX_SECONDS` does not keep the next from asking. Where
+an attempt may be of unknown fate a probe is a read: what it asks can be asked again at once, while a conversation
+that was written to in vain would have to settle long after the host has healed. A deployment with a single
+conversation never gets three, so it keeps trying by its own back-off.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import math
 FAILING_CONVERSATIONS = 3
 PROBE_INITIAL_SECONDS = 0.5
 PROBE_MAX_SECONDS = 3.0
-"""Between probes; small enough that a healed host is used again within five seconds."""
+"""From a probe to the next; small enough that a healed host is used again within five seconds."""
+READS_BEFORE_A_WRITE = 100
+"""So many reads in vain, and a probe writes: a host that can not list may yet store."""
 READS_THAT_CLOSE = 3
 """So many good reads in a row, and writing is worth a trial by more than probes: every batch at hand may be
 waiting for its unheard attempt to settle, so that there is nothing to probe with. Once; then only a write counts."""
@@ -38,13 +42,17 @@ class CircuitReason(enum.StrEnum):
     """Too much would be dead-lettered; a person should look."""
 
 
+_SILENT = frozenset({CircuitReason.API_UNAVAILABLE, CircuitReason.UNEXPECTED_ANSWER})
+"""Reasons for which what is written may be of unknown fate; the others refuse, and nothing is stored."""
+
+
 class Circuit:
     """Closed, or open for a reason."""
 
     __slots__ = (
-        "_accepted_start", "_before_last_success", "_failing", "_forbidden", "_good_reads", "_interval",
-        "_last_success", "_last_success_of", "_open_seconds", "_opened_at", "_opened_by_reads", "_probe_at",
-        "_probes", "_read_worked", "_reads_trusted", "_unread", "detail", "reason",
+        "_accepted_start", "_before_last_success", "_failing", "_forbidden", "_good_reads", "_heard", "_interval",
+        "_last_success", "_last_success_of", "_latest_probe", "_open_seconds", "_opened_at", "_opened_by_reads",
+        "_probe_at", "_probes", "_read_worked", "_reads_in_vain", "_reads_trusted", "_unread", "detail", "reason",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -68,6 +76,10 @@ class Circuit:
         self._interval = PROBE_INITIAL_SECONDS
         self._probe_at = 0.0
         self._probes = 0
+        self._latest_probe = 0
+        self._heard = False
+        """A read was answered since anything failed: the next probe may write."""
+        self._reads_in_vain = 0
         self._read_worked = False
         self._good_reads = 0
         self._reads_trusted = True
@@ -78,30 +90,40 @@ class Circuit:
         return self.reason is not None
 
     def next_attempt(self, now: float) -> float:
-        """The earliest time an attempt may start: ``now`` while closed, ``inf`` while a probe is under way."""
+        """The earliest time an attempt may start: ``now`` while closed, when the next probe is due while open."""
+        return now if self.reason is None else self._probe_at
+
+    @property
+    def asks(self) -> bool:
+        """Whether a probe should read, and not write."""
+        return self.reason in _SILENT and not self._heard and self._reads_in_vain < READS_BEFORE_A_WRITE
+
+    def started(self, now: float) -> int:
+        """Note that an attempt starts; while open it is a probe, and its number is returned, else zero."""
         if self.reason is None:
-            return now
-        return math.inf if self._probes else self._probe_at
+            return 0
+        self._probes += 1
+        self._latest_probe = self._probes
+        self._probe_at = now + PROBE_MAX_SECONDS
+        self._read_worked = False
+        return self._probes
 
-    def started(self) -> None:
-        """Note that an attempt started; while open it is the probe."""
-        if self.reason is not None:
-            self._probes += 1
-            self._read_worked = False
+    def ended(self, now: float, probe: int) -> None:
+        """Note that an attempt is over, whatever it said; ``probe`` is what `started` returned."""
+        if not probe or probe != self._latest_probe or self.reason is None or self._read_worked:
+            return
+        self._interval = min(self._interval * 2, PROBE_MAX_SECONDS)
+        self._probe_at = min(self._probe_at, now + self._interval)
 
-    def ended(self, now: float, *, probe: bool) -> None:
-        """Note that an attempt which started as a ``probe`` is over, whatever it said."""
-        self._probes -= probe
-        if probe and self.reason is not None:
-            if self._read_worked:
-                return
-            self._interval = min(self._interval * 2, PROBE_MAX_SECONDS)
-            self._probe_at = now + self._interval
+    def heard(self, now: float) -> None:
+        """Note that a read was answered, whatever was said: somebody is there, and a write at once tells more."""
+        self._probe_at = now
+        self._read_worked = True
+        self._heard = True
 
     def reads_work(self, now: float) -> None:
         """Note that a read succeeded while open: worth trying a write at once, but no proof of health."""
-        self._probe_at = now
-        self._read_worked = True
+        self.heard(now)
         self._unread.clear()
         if self._opened_by_reads and len(self._failing) < FAILING_CONVERSATIONS:
             self.close(now)
@@ -131,6 +153,8 @@ class Circuit:
     def trouble(self, conversation_id: str, now: float, detail: str, *, reading: bool = False) -> None:
         """Note a failure that may be the host's; ``reading``: of a read."""
         self._good_reads = 0
+        self._heard = False
+        self._reads_in_vain = self._reads_in_vain + 1 if reading else 0
         (self._unread if reading else self._failing).add(conversation_id)
         if len(self._failing | self._unread) >= FAILING_CONVERSATIONS:
             self.trip(now, CircuitReason.API_UNAVAILABLE, detail)
@@ -144,6 +168,9 @@ class Circuit:
             self._opened_at = now
             self._interval = PROBE_INITIAL_SECONDS
             self._probe_at = now + self._interval
+            self._latest_probe = 0
+            self._heard = False
+            self._reads_in_vain = 0
         self.reason = reason
         self.detail = detail
 
@@ -165,14 +192,26 @@ class Circuit:
         if self.reason is None and self._accepted_start > first:
             self._forbidden.pop(conversation_id, None)
             return True
+        self._turned_away(conversation_id, first, now, CircuitReason.FORBIDDEN, detail)
+        return False
+
+    def turned_away(self, conversation_id: str, now: float, reason: CircuitReason, detail: str) -> None:
+        """Note a refusal in words that are not the API's: of another one too, with nothing accepted since, it opens."""
+        first, _ = self._forbidden.get(conversation_id, (now, now))
+        self._turned_away(conversation_id, first, now, reason, detail)
+
+    def accepted_since(self, moment: float) -> bool:
+        """Whether an attempt begun after ``moment`` was accepted."""
+        return self._accepted_start > moment
+
+    def _turned_away(self, conversation_id: str, first: float, now: float, reason: CircuitReason, detail: str) -> None:
         self._forbidden[conversation_id] = (first, now)
         if any(
             last >= self._accepted_start for other, (_, last) in self._forbidden.items() if other != conversation_id
         ):
-            self.trip(now, CircuitReason.FORBIDDEN, detail)
+            self.trip(now, reason, detail)
         while len(self._forbidden) > FORBIDDEN_KEPT:
             del self._forbidden[next(iter(self._forbidden))]
-        return False
 
     def healthy_for_others(self, conversation_id: str, since: float) -> bool:
         """Whether a conversation other than this one succeeded after ``since`` and the circuit is closed."""

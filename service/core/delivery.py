@@ -50,8 +50,6 @@ UNREADABLE_READS = 3
 """So many failed read-backs in a row, of a batch that is spent, and its fate is called unknown."""
 UNEXPECTED_ANSWERS = 2
 """So many 2xx answers that list nothing, to one batch or to probes, and it is no accident."""
-TROUBLES_OF_AGE = 2
-"""Age alone gives nothing up: it may have passed while nothing could be sent for other reasons."""
 
 _NO_ID = Verdict(Kind.AMBIGUOUS, "unexpected_answer", "listed an item without an id", 200)
 
@@ -147,8 +145,7 @@ class Delivery:
             return Action.READ_BACK
         if batch.known_guilty and len(batch.events) > 1:
             return Action.SPLIT
-        cold = batch.after is None and self.cursors.get(batch.conversation_id) is None
-        if self._policy.read_cursor_first and cold:
+        if self.circuit.asks or (self._policy.read_cursor_first and self._is_cold(batch)):
             return Action.READ_CURSOR
         return Action.SEND
 
@@ -161,8 +158,10 @@ class Delivery:
             if known is not None:
                 batch.after = known
         if batch.began_at is None:
-            batch.began_at = now
-            batch.open_at_start = self.circuit.open_seconds(now)
+            self._excuse(batch, now)
+
+    def _is_cold(self, batch: Batch) -> bool:
+        return batch.after is None and self.cursors.get(batch.conversation_id) is None
 
     def split_guilty(self, batch: Batch) -> Result:
         """Split a batch that is known to hold the culprit."""
@@ -180,27 +179,37 @@ class Delivery:
                 batch.twin.atomic_refusal = batch.atomic_refusal
             events = batch.events
             return Result([Delivered(events, items, len(events), 0, batch.attempts, read_back=False)])
-        if kind is Kind.FORBIDDEN:
-            return self._forbidden(batch, verdict, now)
         if kind in _DEAD_REASONS:
-            return self._refused(batch, verdict, started_at, now)
+            if verdict.foreign:
+                return self._turned_away(batch, verdict, started_at, now)
+            if kind is Kind.FORBIDDEN:
+                return self._forbidden(batch, verdict, now)
+            self.circuit.success(batch.conversation_id, now, started_at=started_at)
+            return self._refused(batch, verdict, started_at)
         if kind is Kind.AMBIGUOUS:
             batch.unsettled = Unsettled(started_at, batch.after, last_word=verdict.last_word)
         return self._put_back(batch, verdict, now)
 
     def cursor_read(self, batch: Batch, verdict: Verdict, items: Sequence[Buffer], now: float) -> Result:
-        """Decide after asking for the newest item of a cold conversation."""
-        if verdict.kind is Kind.FORBIDDEN:
-            return self._forbidden(batch, verdict, now)
-        if verdict.kind is not Kind.DELIVERED and verdict.kind is not Kind.CONVERSATION_NOT_FOUND:
-            return self._put_back(batch, verdict, now, reading=True)
-        # Of a conversation that is not there the attempt to write will say so, in the API's own words.
+        """Decide after asking for the newest item, of a cold conversation or to see whether anybody answers."""
         newest = item_id(items[0]) if items else ""
         if items and not newest:
-            return self._put_back(batch, _NO_ID, now, reading=True)
-        self.cursors.learn(batch.conversation_id, newest)
-        # The batch remembers it too: of more conversations than are remembered none would ever be written to.
-        batch.after = newest
+            verdict = _NO_ID
+        if verdict.kind not in {Kind.AMBIGUOUS, Kind.TRANSIENT}:
+            self.circuit.heard(now)
+        cold = self._is_cold(batch)
+        if verdict.kind is Kind.FORBIDDEN:
+            return self._forbidden(batch, verdict, now)
+        if verdict.kind in {Kind.REJECTED, Kind.TOO_LARGE} and not (cold and self._policy.read_cursor_first):
+            # An API that can not be asked so; it answers, and what is to be written tells more.
+            return Result(again_at=AT_ONCE)
+        # Of a conversation that is not there the attempt to write will say so, in the API's own words.
+        if verdict.kind is not Kind.DELIVERED and verdict.kind is not Kind.CONVERSATION_NOT_FOUND:
+            return self._put_back(batch, verdict, now, reading=True)
+        if cold:
+            self.cursors.learn(batch.conversation_id, newest)
+            # The batch remembers it too: of more conversations than are remembered none would ever be written to.
+            batch.after = newest
         self.circuit.reads_work(now)
         # Before the other lanes: where those are cold too, no write would be tried before all of them were read.
         return Result(again_at=AT_ONCE)
@@ -212,7 +221,7 @@ class Delivery:
         assert unsettled is not None
         if verdict.kind is not Kind.DELIVERED:
             gone = verdict.kind in {Kind.CONVERSATION_NOT_FOUND, Kind.REJECTED}
-            if gone and unsettled.after:
+            if gone and not verdict.foreign and unsettled.after:
                 # The item behind which we read is gone: the newest items have to do.
                 self.cursors.forget(batch.conversation_id)
                 unsettled.after = batch.after = None
@@ -248,12 +257,12 @@ class Delivery:
         if unsettled.refused is not None:
             result.parts = self._split_refused(batch, missing, stored, unsettled.refused)
             return result
-        return self._send_missing(batch, missing, result, now)
+        return self._send_missing(batch, missing, result)
 
-    def _send_missing(self, batch: Batch, missing: Sequence[Event], result: Result, now: float) -> Result:
+    def _send_missing(self, batch: Batch, missing: Sequence[Event], result: Result) -> Result:
         """Go on with what a settled attempt left unsent."""
         rest = batch if len(missing) == len(batch.events) else self._part(batch, missing)
-        if not self._spent(batch, now):
+        if not self._spent(batch):
             result.parts = [rest]
         elif len(batch.events) == 1:
             dead = Dead(Reason.EXHAUSTED, "exhausted", "attempts or age used up", attempts=batch.attempts)
@@ -265,13 +274,28 @@ class Delivery:
     def _forbidden(self, batch: Batch, verdict: Verdict, now: float) -> Result:
         if self.circuit.forbidden(batch.conversation_id, now, _detail(verdict)):
             return Result([_dead(batch, verdict)])
+        return self._unproven(batch, now)
+
+    def _turned_away(self, batch: Batch, verdict: Verdict, started_at: float, now: float) -> Result:
+        """Decide on a refusal that the API did not write: of this content, or of whatever anybody sends."""
+        circuit = self.circuit
+        reason = CircuitReason.FORBIDDEN if verdict.kind is Kind.FORBIDDEN else CircuitReason.UNEXPECTED_ANSWER
+        circuit.turned_away(batch.conversation_id, now, reason, _detail(verdict))
+        if batch.refused_at is None:
+            batch.refused_at = now
+        if len(batch.events) == 1 and not circuit.accepted_since(batch.refused_at):
+            return self._unproven(batch, now)
+        # Open or not: a firewall may let parts through that it refuses together.
+        return self._refused(batch, verdict, started_at)
+
+    def _unproven(self, batch: Batch, now: float) -> Result:
+        """Try what was refused again: nobody else's acceptance shows yet that it is the only one."""
         batch.setbacks += 1
         self._excuse(batch, now)
         limit = min(LOCAL_BACKOFF_MAX_SECONDS, self._host_limit())
         return Result(again_at=now + self._backoff(batch.setbacks, limit))
 
-    def _refused(self, batch: Batch, verdict: Verdict, started_at: float, now: float) -> Result:
-        self.circuit.success(batch.conversation_id, now, started_at=started_at)
+    def _refused(self, batch: Batch, verdict: Verdict, started_at: float) -> Result:
         if len(batch.events) == 1 or verdict.kind is Kind.CONVERSATION_NOT_FOUND:
             return Result([_dead(batch, verdict)])
         if batch.after is not None and (self._policy.exact or not batch.atomic_refusal):
@@ -287,7 +311,7 @@ class Delivery:
         """Split what a refused attempt left; ``stored`` of its items, ``None`` where nobody looked."""
         if len(events) == 1:
             return [self._part(batch, events)]
-        if verdict.kind is not Kind.REJECTED:
+        if verdict.kind is Kind.TOO_LARGE:
             middle = len(events) // 2
             return [self._part(batch, events[:middle]), self._part(batch, events[middle:])]
         culprit = verdict.culprit - (stored or 0) if verdict.culprit is not None else -1
@@ -316,9 +340,12 @@ class Delivery:
             batch.waited_seconds,
             attempts=batch.attempts,
             troubles=self._policy.max_attempts - 1 if last_chance else batch.troubles,
+            troubled_seconds=batch.troubled_seconds,
             setbacks=batch.setbacks,
             began_at=batch.began_at,
-            open_at_start=batch.open_at_start,
+            counted_at=batch.counted_at,
+            open_when_counted=batch.open_when_counted,
+            refused_at=batch.refused_at,
             atomic_refusal=batch.atomic_refusal,
         )
 
@@ -372,13 +399,13 @@ class Delivery:
         elif (
             self._trouble(batch, verdict, now, reading=reading)
             and (batch.unsettled is None or self._is_unreadable(batch.unsettled, now))
-            and self._spent(batch, now)
+            and self._spent(batch)
         ):
             return self._exhaust(batch, verdict)
         return Result(again_at=now + self._backoff(batch.setbacks, self._host_limit()))
 
     def _trouble(self, batch: Batch, verdict: Verdict, now: float, *, reading: bool) -> bool:
-        """Tell the circuit; returns whether it may be this conversation's own trouble."""
+        """Tell the circuit; returns whether it is this conversation's own trouble, and counts it if so."""
         circuit, conversation_id = self.circuit, batch.conversation_id
         others_too = circuit.others_failing(conversation_id)
         if verdict.code == "unexpected_answer":
@@ -388,33 +415,32 @@ class Delivery:
             if repeated and (others_too or not healthy):
                 circuit.trip(now, CircuitReason.UNEXPECTED_ANSWER, _detail(verdict))
                 return False
-        was_open = circuit.is_open
         circuit.trouble(conversation_id, now, _detail(verdict), reading=reading)
-        unreached = verdict.kind is Kind.TRANSIENT and verdict.status is None
-        just_sent = batch.unsettled is not None and batch.unsettled.reads == 0
-        if unreached or (others_too and not just_sent):
-            # Whom nobody reaches or nobody reads is not to blame. What was just sent is read back before
-            # anything is given up, and that reading shows whether the host works.
+        if verdict.kind is Kind.TRANSIENT and verdict.status is None:
+            # Whom nobody reaches is not to blame.
             self._excuse(batch, now)
             return False
-        if not was_open:
+        others_got_through = circuit.healthy_for_others(conversation_id, batch.counted_at)
+        open_seconds = circuit.open_seconds(now)
+        if others_got_through:
             batch.troubles += 1
-        return True
+            batch.troubled_seconds += now - batch.counted_at - (open_seconds - batch.open_when_counted)
+        batch.counted_at, batch.open_when_counted = now, open_seconds
+        return others_got_through
 
     def _excuse(self, batch: Batch, now: float) -> None:
-        """Count the age of a batch from now: what it waited for was not its conversation's trouble."""
-        batch.began_at = now
-        batch.open_at_start = self.circuit.open_seconds(now)
+        """Start anew: what passed until now was not its conversation's trouble."""
+        batch.began_at = batch.counted_at = now
+        batch.open_when_counted = self.circuit.open_seconds(now)
 
-    def _spent(self, batch: Batch, now: float) -> bool:
-        """Whether attempts or age are used up while others get through."""
-        if batch.began_at is None or not self.circuit.healthy_for_others(batch.conversation_id, batch.began_at):
-            return False
-        limit = self._policy.max_attempts
-        if batch.troubles >= limit:
-            return True
-        age = now - batch.began_at - (self.circuit.open_seconds(now) - batch.open_at_start)
-        return age > self._policy.max_age_seconds and batch.troubles >= TROUBLES_OF_AGE
+    def _spent(self, batch: Batch) -> bool:
+        """Whether attempts and time are used up, all of them while others got through."""
+        policy = self._policy
+        return (
+            not self.circuit.is_open
+            and batch.troubles >= policy.max_attempts
+            and batch.troubled_seconds >= policy.max_age_seconds
+        )
 
     def _learn(self, batch: Batch, newest: str) -> None:
         """Note the newest item of a conversation; without an id nothing is known of it any more."""

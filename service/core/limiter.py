@@ -201,6 +201,11 @@ class Limiter:
         """How many attempts may start a second; None until the API first throttles."""
         return 1 / self._interval if self._interval else None
 
+    @property
+    def due(self) -> float:
+        """Earliest time another attempt may start, were there always a slot for it."""
+        return self._due
+
     def next_start(self, now: float) -> float:  # noqa: ARG002
         """Earliest time another attempt may start: at once if that is past; infinity while every slot is taken."""
         if self.in_flight >= self._slots:

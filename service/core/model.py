@@ -121,10 +121,9 @@ class Batch:
     """1 to 20 items of one conversation, in partition order, that travel in one request.
 
     A batch keeps its events until each has an outcome; what is retried is exactly what was cut.
-    ``attempts`` counts requests that carried these events, ``troubles`` those that ended in trouble which
-    can exhaust, ``setbacks`` all that were put back (the exponent of the back-off). ``began_at`` is when
-    the first attempt started and ``open_at_start`` how long the circuit had been open by then: the age of
-    a batch does not grow while the circuit is open.
+    ``attempts`` counts requests that carried these events, ``setbacks`` all that were put back (the exponent of
+    the back-off), ``troubles`` those that failed for reasons of this conversation's own: others got through since
+    the last time. ``troubled_seconds`` is how long that has gone on, without the time the circuit was open.
     """
 
     lane: Lane
@@ -133,9 +132,16 @@ class Batch:
     waited_seconds: float
     attempts: int = 0
     troubles: int = 0
+    troubled_seconds: float = 0.0
     setbacks: int = 0
     began_at: float | None = None
-    open_at_start: float = 0.0
+    """When the first attempt started since it last had to wait for what was not its conversation's fault."""
+    counted_at: float = 0.0
+    """What passed before that is counted, or was the fault of others."""
+    open_when_counted: float = 0.0
+    """How long the circuit had been open by then, in seconds."""
+    refused_at: float | None = None
+    """When these items were first refused in words that are not the API's."""
     unsettled: Unsettled | None = None
     after: str | None = None
     """The cursor behind which the last attempt was sent, or the next one will be where nothing newer is known."""

@@ -97,7 +97,8 @@ class Verdict:
     """One attempt judged.
 
     ``code`` is the API's error code, or a short word of our own; ``culprit`` the index of the item the
-    error names; ``last_word`` is true when the API itself said it has finished with the request.
+    error names; ``last_word`` is true when the API itself said it has finished with the request; ``foreign``
+    when a refusal is in no form of the API's: a gateway or firewall may have said it, of this request or of all.
     """
 
     kind: Kind
@@ -107,6 +108,7 @@ class Verdict:
     culprit: int | None = None
     retry_after_seconds: float | None = None
     last_word: bool = False
+    foreign: bool = False
 
 
 _DELIVERED = Verdict(Kind.DELIVERED, status=200)
@@ -127,7 +129,8 @@ def judge(answer: Answer, sent: int, overrides: Mapping[str, Kind] | None = None
             Kind.AMBIGUOUS, "unexpected_answer", f"status {status} without a list of the {sent} items sent", status
         )
     error = answer.error
-    kind = _kind(answer, overrides or {})
+    by_code = _kind_of_code(error.code.lower(), overrides or {}) if error else None
+    kind = _kind(answer, by_code)
     return Verdict(
         kind,
         code=error.code if error else f"http_{status}",
@@ -136,6 +139,7 @@ def judge(answer: Answer, sent: int, overrides: Mapping[str, Kind] | None = None
         culprit=error.culprit if error and error.culprit in range(sent) else None,
         retry_after_seconds=answer.retry_after_seconds,
         last_word=kind is not Kind.AMBIGUOUS or _is_last_word(status, error),
+        foreign=kind in REFUSALS and by_code is None and not _own_form(status, error),
     )
 
 
@@ -147,17 +151,17 @@ def _judge_silence(answer: Unanswered) -> Verdict:
     return Verdict(Kind.TRANSIENT, answer.code, answer.message, last_word=True)
 
 
-def _kind(answer: Answered, overrides: Mapping[str, Kind]) -> Kind:
+def _kind_of_code(code: str, overrides: Mapping[str, Kind]) -> Kind | None:
+    return overrides.get(code) or CODE_KINDS.get(code) or (Kind.THROTTLED if code.startswith("throttling") else None)
+
+
+def _kind(answer: Answered, by_code: Kind | None) -> Kind:
     status, error = answer.status, answer.error
     if status >= 500 or status < 200:
         # Whatever a server error says of its cause, it does not say that nothing was stored.
         return Kind.AMBIGUOUS
-    code = error.code.lower() if error else ""
-    by_code = overrides.get(code) or CODE_KINDS.get(code)
     if by_code is not None:
         return by_code
-    if code.startswith("throttling"):
-        return Kind.THROTTLED
     if (error and _says_wrong_url(status, error)) or (status == 429 and answer.should_retry is False):
         return Kind.OPERATOR
     if status == 404 and _own_form(status, error):

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 OUTAGE_SECONDS = soak(120, 8)
 CLOSED_SECONDS = soak(60, 2)
-SILENT_SECONDS = soak(120, 6)
+SILENT_SECONDS = soak(120, 14)
+ANSWER_WITHIN_SECONDS = 8
+"""A request to the silent API hangs for longer than the recovery may take."""
 RECOVERY_SECONDS = 5.0
 """From the healing of the API until the last conversation that waited is served again."""
 PER_SECOND = 100.0
@@ -36,6 +38,8 @@ FOR_AN_OPERATOR: dict[str, tuple[Effect, str]] = {
     "no quota": (Status(status=429, code="insufficient_quota", type="insufficient_quota"), "unpaid_or_quota"),
     "403 for all": (Status(status=403, code="access_denied", message="Not allowed."), "forbidden"),
     "a page with 200": (Html(), "unexpected_answer"),
+    "a firewall's 400": (Html(status=400), "unexpected_answer"),
+    "a firewall's 403": (Html(status=403), "forbidden"),
 }
 """What somebody has to mend, and the reason that the circuit is to give."""
 
@@ -162,7 +166,8 @@ async def test_an_api_that_never_answers_is_waited_for_and_doubles_nothing(fault
             Rule(Silence(), name="not stored"),
         )
     )
-    async with fault_run(partitions=PARTITIONS) as run:
+    settings = {"API__TOTAL_TIMEOUT_SECONDS": str(ANSWER_WITHIN_SECONDS), "DELIVERY__SETTLE_SECONDS": "10"}
+    async with fault_run(partitions=PARTITIONS, settings=settings) as run:
         await run.start()
         healed_at = await through_an_outage(
             run,
@@ -171,9 +176,14 @@ async def test_an_api_that_never_answers_is_waited_for_and_doubles_nothing(fault
             begin=partial(run.api.play, silent),
             heal=partial(run.api.play, HEALTHY),
         )
-        ended = await run.end(f"silence for {SILENT_SECONDS:g} s, some of it stored late", healed_at=healed_at)
+        ended = await run.end(
+            f"silence for {SILENT_SECONDS:g} s, some of it stored late",
+            healed_at=healed_at,
+            a_request_is_given_up_after=f"{ANSWER_WITHIN_SECONDS} s",
+        )
         ended.assert_sound()
         assert not ended.letters
+        assert run.recovery_seconds(ended.arrivals, healed_at) < RECOVERY_SECONDS
 
 
 async def test_a_single_conversation_keeps_trying_through_an_outage_and_is_never_given_up(fault_run: MakeRun) -> None:

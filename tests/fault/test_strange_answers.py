@@ -75,6 +75,8 @@ BODY_BYTES = 1500
 LARGE = "x" * BODY_BYTES
 FILLING = "x" * (BODY_BYTES // 8)
 LARGE_AT = frozenset({4, 21})
+BLOCKED = "' OR 1=1 --"
+BLOCKED_AT = frozenset({0, 9, 25})
 
 
 def script() -> FaultScript:
@@ -85,6 +87,7 @@ def script() -> FaultScript:
             *(Rule(effect, Match(write, f"conv_{name}"), TWICE, name) for name, effect in OVERCOME.items()),
             *(Rule(effect, Match(write, f"conv_{name}"), name=name) for name, effect in GIVEN_UP.items()),
             Rule(TooLarge(BODY_BYTES), Match(write, "conv_large"), name="large"),
+            Rule(Html(status=403, title="Blocked"), Match(write, "conv_firewalled", text=BLOCKED), name="firewalled"),
         ),
         lock_busy_conversations=True,
     )
@@ -96,6 +99,12 @@ def large_messages() -> Iterator[Message]:
         yield Message("conv_large", f"large {turn} {LARGE if turn in LARGE_AT else FILLING}")
 
 
+def messages_with_words_a_firewall_blocks() -> Iterator[Message]:
+    """What it says, with a page of its own, holds for a request and is meant for an item."""
+    for turn in range(TURNS):
+        yield Message("conv_firewalled", f"firewalled {turn} {BLOCKED if turn in BLOCKED_AT else ''}")
+
+
 @pytest.mark.parametrize("read_cursor_first", ["true", "false"])
 async def test_what_is_odd_about_one_conversation_is_overcome_or_given_up_alone(
     fault_run: MakeRun, read_cursor_first: str
@@ -103,6 +112,7 @@ async def test_what_is_odd_about_one_conversation_is_overcome_or_given_up_alone(
     settings = {
         "DELIVERY__READ_CURSOR_FIRST": read_cursor_first,
         "DELIVERY__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+        "DELIVERY__MAX_AGE_SECONDS": "1",
         "DELIVERY__BACKOFF_INITIAL_SECONDS": "0.2",
         "DELIVERY__BACKOFF_MAX_SECONDS": "0.5",
     }
@@ -111,7 +121,7 @@ async def test_what_is_odd_about_one_conversation_is_overcome_or_given_up_alone(
 
         async def all_given_up() -> bool:
             given_up: float = await run.service.metric("dead_letters_total")
-            return given_up >= len(GIVEN_UP) * GIVEN_UP_TURNS + len(LARGE_AT)
+            return given_up >= len(GIVEN_UP) * GIVEN_UP_TURNS + len(LARGE_AT) + len(BLOCKED_AT)
 
         await run.start()
         # Others get through all the while: what is odd is not the host's, and only so it can be given up.
@@ -120,15 +130,17 @@ async def test_what_is_odd_about_one_conversation_is_overcome_or_given_up_alone(
             await run.publish(messages([f"conv_{name}" for name in OVERCOME], TURNS))
             await run.publish(messages([f"conv_{name}" for name in GIVEN_UP], GIVEN_UP_TURNS))
             await run.publish(large_messages())
+            await run.publish(messages_with_words_a_firewall_blocks())
             await until("the end of all that is to be given up", all_given_up, within_seconds=60)
             over = True
         ended = await run.end(
             "odd answers" + (", cursor read first" if read_cursor_first == "true" else ""),
-            kinds=str(len(OVERCOME) + len(GIVEN_UP) + 1),
+            kinds=str(len(OVERCOME) + len(GIVEN_UP) + 2),
         )
         ended.assert_sound()
 
         expected = {(f"large {turn} {LARGE}", "too_large") for turn in LARGE_AT}
+        expected |= {(f"firewalled {turn} {BLOCKED}", "forbidden") for turn in BLOCKED_AT}
         for name in GIVEN_UP:
             expected |= {(f"conv_{name} says {turn}", name) for turn in range(GIVEN_UP_TURNS)}
         assert ended.dead() == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -13,10 +13,14 @@ from service.core.circuit import (
     FORBIDDEN_MEMORY_SECONDS,
     PROBE_INITIAL_SECONDS,
     PROBE_MAX_SECONDS,
+    READS_BEFORE_A_WRITE,
     READS_THAT_CLOSE,
     Circuit,
     CircuitReason,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 UNAVAILABLE = CircuitReason.API_UNAVAILABLE
 
@@ -37,8 +41,7 @@ def is_open(circuit: Circuit) -> bool:
 def probe(circuit: Circuit, now: float, seconds: float = 0.0) -> float:
     """A probe that shows nothing; returns when the next one may start."""
     assert circuit.next_attempt(now) <= now
-    circuit.started()
-    circuit.ended(now + seconds, probe=True)
+    circuit.ended(now + seconds, circuit.started(now))
     return circuit.next_attempt(now)
 
 
@@ -113,9 +116,9 @@ def test_a_reason_better_known_replaces_the_first_and_does_not_start_the_probes_
 def test_one_probe_at_a_time_and_the_next_after_a_growing_wait() -> None:
     circuit = opened()
     assert circuit.next_attempt(0.0) == PROBE_INITIAL_SECONDS
-    circuit.started()
-    assert circuit.next_attempt(100.0) == math.inf
-    circuit.ended(1.0, probe=True)
+    number = circuit.started(1.0)
+    assert circuit.next_attempt(1.0) == 1.0 + PROBE_MAX_SECONDS
+    circuit.ended(1.0, number)
     waits, now = [circuit.next_attempt(1.0) - 1.0], circuit.next_attempt(1.0)
     for _ in range(4):
         after = probe(circuit, now)
@@ -124,22 +127,45 @@ def test_one_probe_at_a_time_and_the_next_after_a_growing_wait() -> None:
     assert waits == [1.0, 2.0, PROBE_MAX_SECONDS, PROBE_MAX_SECONDS, PROBE_MAX_SECONDS]
 
 
-def test_an_attempt_from_before_it_opened_is_no_probe_when_it_ends() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 1.0, PROBE_MAX_SECONDS - 0.1])
+def test_however_long_a_probe_takes_the_next_follows_in_time(seconds: float) -> None:
+    circuit, now = opened(), 10.0
+    for _ in range(5):
+        after = probe(circuit, now, seconds)
+        assert now < after <= now + PROBE_MAX_SECONDS
+        now = max(after, now + seconds)
+
+
+def test_a_probe_that_is_not_answered_does_not_keep_the_next_from_asking() -> None:
     circuit = opened()
-    circuit.started()
-    circuit.ended(0.2, probe=False)
-    assert circuit.next_attempt(0.2) == math.inf
+    unheard = circuit.started(10.0)
+    assert circuit.next_attempt(10.0) == 10.0 + PROBE_MAX_SECONDS
+    number = circuit.started(13.0)
+    circuit.ended(14.0, unheard)
+    assert circuit.next_attempt(14.0) == 13.0 + PROBE_MAX_SECONDS, "one that was given up starts no other"
+    circuit.ended(14.0, number)
+    assert circuit.next_attempt(14.0) == 15.0
+
+
+def test_an_attempt_from_before_it_opened_is_no_probe_when_it_ends() -> None:
+    circuit = Circuit()
+    early = circuit.started(0.0)
+    for conversation_id in "abc":
+        circuit.trouble(conversation_id, 1.0, "http_503")
+    due = circuit.next_attempt(1.0)
+    circuit.ended(1.1, early)
+    assert circuit.next_attempt(1.1) == due
 
 
 def test_a_read_that_works_is_followed_at_once_whichever_is_noted_first() -> None:
     for read_first in (True, False):
         circuit = opened()
-        circuit.started()
+        number = circuit.started(1.0)
         if read_first:
             circuit.reads_work(2.0)
-            circuit.ended(2.0, probe=True)
+            circuit.ended(2.0, number)
         else:
-            circuit.ended(2.0, probe=True)
+            circuit.ended(2.0, number)
             circuit.reads_work(2.0)
         assert circuit.is_open
         assert circuit.next_attempt(2.0) == 2.0
@@ -150,31 +176,74 @@ def test_it_opens_anew_with_short_waits_and_no_probe_under_way() -> None:
     circuit = opened()
     for now in (10.0, 20.0, 30.0):
         probe(circuit, now)
-    circuit.started()
+    number = circuit.started(40.0)
     circuit.success("a", 40.0)
-    circuit.ended(40.0, probe=True)
+    circuit.ended(40.0, number)
     circuit.trip(50.0, UNAVAILABLE, "again")
     assert circuit.next_attempt(50.0) == 50.0 + PROBE_INITIAL_SECONDS
-    circuit.ended(50.1, probe=False)
-    assert circuit.next_attempt(50.1) == 50.0 + PROBE_INITIAL_SECONDS
 
 
-def test_a_probe_that_outlives_the_opening_it_belongs_to_is_still_the_only_one() -> None:
+def test_a_probe_that_outlives_the_opening_it_belongs_to_is_none_of_the_next() -> None:
     circuit = opened()
-    circuit.started()
+    number = circuit.started(0.5)
     circuit.success("under way before", 1.0)
     circuit.trip(2.0, UNAVAILABLE, "again")
-    assert circuit.next_attempt(10.0) == math.inf
-    circuit.ended(11.0, probe=True)
-    assert circuit.next_attempt(11.0) == 12.0
+    circuit.ended(2.1, number)
+    assert circuit.next_attempt(2.1) == 2.0 + PROBE_INITIAL_SECONDS
 
 
 def test_the_end_of_a_probe_that_closed_it_changes_nothing() -> None:
     circuit = opened()
-    circuit.started()
+    number = circuit.started(0.5)
     circuit.success("a", 1.0)
-    circuit.ended(1.0, probe=True)
+    circuit.ended(1.0, number)
     assert circuit.next_attempt(1.0) == 1.0
+
+
+# What a probe does
+
+
+def asks(circuit: Circuit) -> bool:
+    """The same to the reader; the type checker does not see that calls between change it."""
+    return circuit.asks
+
+
+@pytest.mark.parametrize("reason", list(CircuitReason))
+def test_a_probe_reads_where_what_it_writes_may_be_of_unknown_fate(reason: CircuitReason) -> None:
+    circuit = Circuit()
+    assert not asks(circuit)
+    circuit.trip(1.0, reason, "")
+    assert asks(circuit) is (reason in {UNAVAILABLE, CircuitReason.UNEXPECTED_ANSWER})
+
+
+@pytest.mark.parametrize("answer", [Circuit.heard, Circuit.reads_work])
+def test_once_a_read_is_answered_probes_write_until_something_fails(answer: Callable[[Circuit, float], None]) -> None:
+    circuit = opened()
+    number = circuit.started(1.0)
+    answer(circuit, 1.2)
+    circuit.ended(1.2, number)
+    assert not asks(circuit)
+    assert circuit.next_attempt(1.2) == 1.2
+    circuit.trouble("a", 2.0, "http_503")
+    assert asks(circuit)
+
+
+def test_what_was_heard_in_one_outage_is_not_believed_in_the_next() -> None:
+    circuit = opened()
+    circuit.heard(1.0)
+    circuit.success("a", 1.1)
+    circuit.trip(2.0, UNAVAILABLE, "again")
+    assert asks(circuit)
+
+
+def test_a_host_that_answers_no_read_is_written_to_now_and_then() -> None:
+    circuit = opened()
+    for _ in range(3):
+        for _ in range(READS_BEFORE_A_WRITE):
+            assert asks(circuit)
+            circuit.trouble("a", 1.0, "timeout", reading=True)
+        assert not asks(circuit)
+        circuit.trouble("a", 1.0, "http_503")
 
 
 # Closing
@@ -344,3 +413,33 @@ def test_only_so_many_refused_conversations_are_remembered() -> None:
     for number in range(FORBIDDEN_KEPT + 500):
         circuit.forbidden(f"c{number}", 1.0 + number / 1000, "http_403")
     assert len(circuit._forbidden) <= FORBIDDEN_KEPT
+
+
+# Refused in words that are not the API's
+
+
+def test_two_turned_away_with_nothing_accepted_between_stop_everybody() -> None:
+    circuit = Circuit()
+    circuit.turned_away("a", 1.0, CircuitReason.UNEXPECTED_ANSWER, "http_400")
+    circuit.turned_away("a", 1.1, CircuitReason.UNEXPECTED_ANSWER, "http_400")
+    assert not is_open(circuit)
+    circuit.turned_away("b", 2.0, CircuitReason.UNEXPECTED_ANSWER, "http_400: Bad Request")
+    assert (circuit.reason, circuit.detail) == (CircuitReason.UNEXPECTED_ANSWER, "http_400: Bad Request")
+
+
+def test_two_turned_away_with_one_accepted_between_stop_nobody() -> None:
+    circuit = Circuit()
+    circuit.turned_away("a", 1.0, CircuitReason.FORBIDDEN, "http_403")
+    circuit.success("c", 1.5, started_at=1.2)
+    circuit.turned_away("b", 2.0, CircuitReason.FORBIDDEN, "http_403")
+    assert not circuit.is_open
+
+
+def test_only_an_attempt_begun_later_shows_that_others_are_accepted_since() -> None:
+    circuit = Circuit()
+    circuit.success("c", 2.0, started_at=0.9)
+    assert not circuit.accepted_since(1.0)
+    circuit.success("c", 2.0)
+    assert not circuit.accepted_since(1.0)
+    circuit.success("c", 2.0, started_at=1.1)
+    assert circuit.accepted_since(1.0)

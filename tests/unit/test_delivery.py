@@ -389,17 +389,21 @@ def test_a_dead_letter_tells_what_the_api_said_and_how_often_it_was_asked() -> N
 
 # Giving up
 
+HASTY = replace(USUAL, max_age_seconds=0.001)
+"""Attempts alone decide."""
+
 
 def poisoned(request: Request) -> Fault | None:
     return own_500() if request.action is SEND and "poison" in request.texts else None
 
 
 def test_a_batch_whose_attempts_are_used_up_is_split_and_only_the_item_that_fails_alone_is_given_up() -> None:
-    world = world_of(policy=USUAL)
+    world = world_of(policy=HASTY)
     world.know("d")
-    tags = world.add("c", "a", "b", "poison", "d")
     world.host.weather = poisoned
-    world.keep_adding(600, 1.0, "d")
+    world.keep_adding(200, 0.06, "d")
+    world.run(0.2)
+    tags = world.add("c", "a", "b", "poison", "d")
     world.run()
     world.check_exactly_once()
     world.check_dead(tags[2], reason=Reason.EXHAUSTED)
@@ -411,11 +415,12 @@ def test_a_batch_whose_attempts_are_used_up_is_split_and_only_the_item_that_fail
 
 
 def test_what_is_left_of_a_stored_prefix_is_not_given_up_before_it_was_sent_alone() -> None:
-    world = world_of(policy=replace(USUAL, max_attempts=1))
+    world = world_of(policy=replace(HASTY, max_attempts=1))
     world.know("d")
-    world.add("c", "a", "b")
     world.host.weather = only("c", in_turn(own_500(1)))
     world.keep_adding(10, 0.01, "d")
+    world.run(0.08)
+    world.add("c", "a", "b")
     world.run()
     world.check_exactly_once()
     world.check_dead()
@@ -423,16 +428,17 @@ def test_what_is_left_of_a_stored_prefix_is_not_given_up_before_it_was_sent_alon
 
 def test_an_attempt_that_is_refused_service_counts_without_a_read_back() -> None:
     timed_out = Fault("408", Answered(408))
-    world = world_of(policy=replace(USUAL, max_attempts=3))
+    world = world_of(policy=replace(HASTY, max_attempts=3))
     world.know("d")
-    world.add("c", "a", "b")
     world.host.weather = only("c", always(timed_out))
-    world.keep_adding(100, 0.1, "d")
+    world.keep_adding(100, 0.06, "d")
+    world.run(0.2)
+    tags = world.add("c", "a", "b")
     world.run()
     world.check_exactly_once()
-    world.check_dead(0, 1, reason=Reason.EXHAUSTED)
+    world.check_dead(*tags, reason=Reason.EXHAUSTED)
     assert [len(r.tags) for r in world.requests if r.conversation_id == "c"] == [2, 2, 2, 1, 1]
-    assert world.dead[0].dead.status == 408
+    assert world.dead[tags[0]].dead.status == 408
 
 
 def test_what_can_not_be_read_back_is_given_up_with_its_fate_unknown() -> None:
@@ -440,7 +446,7 @@ def test_what_can_not_be_read_back_is_given_up_with_its_fate_unknown() -> None:
     world.know("d")
     world.add("c", "a", "b")
     world.host.weather = only("c", always(gateway_503()))
-    world.keep_adding(600, 0.5, "d")
+    world.keep_adding(1200, 0.5, "d")
     world.run()
     world.check_dead(0, 1, reason=Reason.EXHAUSTED)
     assert {outcome.dead.fate for outcome in world.dead.values()} == {"unknown"}
@@ -469,7 +475,7 @@ def test_more_conversations_than_are_remembered_are_written_to_all_the_same() ->
 
 
 def test_what_was_given_up_unread_is_not_taken_for_the_next_in_the_same_words() -> None:
-    world = World(policy=replace(USUAL, max_attempts=2, read_cursor_first=True), max_items=1)
+    world = World(policy=replace(HASTY, max_attempts=2, read_cursor_first=True), max_items=1)
     world.know("c", "d")
     world.add("c", "a", "a")
     sends = in_turn(cut((ALL, SETTLE_SECONDS - 0.1)), cut())
@@ -487,17 +493,43 @@ def test_what_was_given_up_unread_is_not_taken_for_the_next_in_the_same_words() 
     assert isinstance(world.outcomes[1], Delivered)
 
 
-def test_age_gives_up_what_attempts_would_not() -> None:
-    world = world_of(policy=replace(USUAL, max_attempts=1000, max_age_seconds=300))
+def test_attempts_used_up_give_nothing_up_before_the_time_is_over() -> None:
+    """A part of the API may be away for a while that serves some conversations and not the others."""
+    world = world_of(policy=replace(USUAL, backoff_max_seconds=5.0, max_age_seconds=300))
     world.know("d")
     world.add("c", "poison")
     world.host.weather = poisoned
     world.keep_adding(600, 1.0, "d")
     world.run(299)
+    assert world.count(SEND) > 299 + 2 * USUAL.max_attempts
     assert not world.dead
+    world.run(15)
+    world.check_dead(0, reason=Reason.EXHAUSTED)
+
+
+def test_time_that_is_over_gives_nothing_up_before_the_attempts_are_used_up() -> None:
+    world = world_of(policy=replace(USUAL, backoff_initial_seconds=40.0, max_age_seconds=30))
+    world.know("d")
+    world.add("c", "poison")
+    world.host.weather = poisoned
+    world.keep_adding(600, 1.0, "d")
     world.run()
     world.check_dead(0, reason=Reason.EXHAUSTED)
-    assert world.order[-1][0] <= 1601
+    assert world.dead[0].dead.attempts == USUAL.max_attempts + 1
+
+
+def test_time_in_which_nobody_got_through_is_not_held_against_a_conversation() -> None:
+    world = world_of(policy=replace(USUAL, max_age_seconds=300))
+    world.know("d")
+    start = world.now
+    world.add("c", "a")
+    world.keep_adding(150, 1.0, "d")
+    world.host.weather = only("c", lambda request: own_500() if request.started_at < start + 4000 else None)
+    # Then nobody speaks for an hour, and those who do speak again get through.
+    world.at(start + 3800, lambda: world.keep_adding(100, 1.0, "d"))
+    world.run()
+    world.check_exactly_once()
+    world.check_dead()
 
 
 def test_a_conversation_alone_is_never_given_up_nor_opens_the_circuit() -> None:
@@ -536,12 +568,13 @@ def test_the_first_troubles_after_a_long_wait_do_not_give_up_for_age(fault: Faul
     world = world_of(policy=USUAL)
     world.know("d")
     world.add("c", "a")
-    limping = in_turn(own_500(), None, own_500())
+    limping = in_turn(*[own_500(), None] * (USUAL.max_attempts + 2))
     world.host.weather = only("c", lambda request: fault if request.started_at < 3000 else limping(request))
     world.keep_adding(3000, 1.0, "d")
     world.run()
     world.check_exactly_once()
     world.check_dead()
+    assert world.outcomes[0].attempts > USUAL.max_attempts  # type: ignore[union-attr]
 
 
 def test_age_alone_gives_nothing_up_that_failed_once() -> None:
@@ -585,14 +618,14 @@ def test_an_answer_that_lists_nothing_is_the_conversations_own_trouble_while_oth
     world.know("d")
     world.add("c", "a")
     world.host.weather = only("c", always(html(), SEND))
-    world.keep_adding(1200, 1.0, "d")
+    world.keep_adding(2400, 1.0, "d")
     world.run()
     world.check_dead(0, reason=Reason.EXHAUSTED)
     assert not world.open_spans
 
 
 def test_giving_up_says_nothing_of_other_conversations() -> None:
-    world = world_of(policy=replace(USUAL, max_attempts=2))
+    world = world_of(policy=replace(HASTY, max_attempts=2))
     others = [f"d{index}" for index in range(5)]
     world.know(*others)
     world.add("c", *["poison"] * 3)

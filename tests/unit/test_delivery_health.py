@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from unit.test_delivery_world import (
     ALL,
+    FIREWALL,
+    FIREWALL_403,
     FORBIDDEN,
     KEY_REJECTED,
     LOCKED,
-    TOTAL_SECONDS,
     UNREACHED,
     USUAL,
     WRONG_DASHSCOPE_URL,
@@ -23,6 +25,7 @@ from unit.test_delivery_world import (
     gateway_503,
     html,
     in_turn,
+    is_bad,
     outage,
     own_500,
     silence,
@@ -31,10 +34,10 @@ from unit.test_delivery_world import (
 
 from service.core.circuit import PROBE_MAX_SECONDS, CircuitReason
 from service.core.delivery import Action
-from service.core.model import Reason
+from service.core.model import Answered, Fate, Reason, Unanswered
 
 if TYPE_CHECKING:
-    from unit.test_delivery_world import Request
+    from unit.test_delivery_world import Request, Weather
 
 OUTAGES = [
     UNREACHED,
@@ -48,6 +51,8 @@ OUTAGES = [
     WRONG_URL,
     WRONG_DASHSCOPE_URL,
     FORBIDDEN,
+    FIREWALL,
+    FIREWALL_403,
 ]
 REASONS = {
     "html": CircuitReason.UNEXPECTED_ANSWER,
@@ -55,6 +60,8 @@ REASONS = {
     "wrong_url": CircuitReason.WRONG_URL,
     "wrong_dashscope_url": CircuitReason.WRONG_URL,
     "forbidden": CircuitReason.FORBIDDEN,
+    "firewall": CircuitReason.UNEXPECTED_ANSWER,
+    "firewall_403": CircuitReason.FORBIDDEN,
 }
 
 
@@ -89,11 +96,126 @@ def test_an_outage_pauses_consumption_dead_letters_nothing_and_is_over_in_five_s
         world.run(until=lambda world=world: not world.circuit.is_open)  # type: ignore[misc]
         [fresh] = world.add("fresh", "now that partitions are read again")
         world.run(until=lambda world=world, fresh=fresh: fresh in world.outcomes)  # type: ignore[misc]
-        # A probe that hangs ends by its time-out, and not before.
-        assert world.now - heals <= (5.0 if fault.seconds < 1 else TOTAL_SECONDS + PROBE_MAX_SECONDS)
+        assert world.now - heals <= 5.0
         world.run()
         world.check_exactly_once()
         world.check_dead()
+
+
+@pytest.mark.parametrize("fault", [gateway_503(), silence(), html(), own_500(), FIREWALL], ids=repr)
+def test_with_attempts_that_settle_slowly_all_who_waited_are_served_within_five_seconds(fault: Fault) -> None:
+    """With the usual 20 s for a request and 27 s to settle, and more waiting than probes could try."""
+    slow = replace(fault, seconds=20.0 if fault.name == "silence" else fault.seconds)
+    for seed in range(3):
+        world, _ = busy_world(40, seed, policy=replace(USUAL, settle_seconds=27.0))
+        untried = [f"untried{index}" for index in range(60)]
+        world.know(*untried)
+        world.at(world.now + 50, lambda world=world, untried=untried: [world.add(name, "a") for name in untried])  # type: ignore[misc]
+        heals = world.now + 120
+        world.host.weather = outage(slow, 0, heals)
+        world.run(120)
+        assert world.circuit.is_open
+        world.run(5)
+        assert world.all_done, (slow, seed, len(world.outcomes))
+        world.check_exactly_once()
+        world.check_dead()
+
+
+def test_an_api_whose_lists_can_not_be_had_is_found_to_store_again() -> None:
+    world, _ = busy_world(40)
+    heals = world.now + 60
+    never = Fault("silence", Unanswered(Fate.UNKNOWN, "timeout", "no answer"), seconds=20.0)
+    world.host.weather = lambda request: (
+        never if request.action is not Action.SEND else UNREACHED if request.started_at < heals else None
+    )
+    world.run(60)
+    assert world.circuit.is_open
+    world.run(900)
+    world.check_exactly_once()
+
+
+@pytest.mark.parametrize("fault", [Fault("405", Answered(405)), Fault("400", Answered(400)), FORBIDDEN], ids=repr)
+def test_an_api_that_refuses_to_list_is_found_to_store_again_in_five_seconds(fault: Fault) -> None:
+    world, _ = busy_world(40)
+    heals = world.now + 60
+    world.host.weather = lambda request: (
+        UNREACHED if request.started_at < heals else fault if request.action is not Action.SEND else None
+    )
+    world.run(60)
+    assert world.circuit.is_open
+    world.run(5)
+    world.check_exactly_once()
+
+
+def firewall(fault: Fault) -> Weather:
+    """Refuse what is written, for its words, before the API sees it."""
+    return lambda request: fault if request.action is Action.SEND and any(map(is_bad, request.texts)) else None
+
+
+@pytest.mark.parametrize(("fault", "reason"), [(FIREWALL, Reason.REJECTED), (FIREWALL_403, Reason.FORBIDDEN)], ids=repr)
+@pytest.mark.parametrize("known", [True, False], ids=["cursor", "cold"])
+def test_what_a_firewall_refuses_for_its_content_is_given_up_alone(fault: Fault, reason: Reason, known: bool) -> None:
+    world, names = busy_world(5)
+    if known:
+        world.know("odd")
+    tags = world.add("odd", *("bad" if at in {3, 11} else f"text {at}" for at in range(20)))
+    world.host.weather = firewall(fault)
+    world.keep_adding(30, 0.5, *names)
+    world.run()
+    world.check_exactly_once()
+    world.check_dead(tags[3], tags[11], reason=reason)
+    assert not world.open_spans
+
+
+def test_a_conversation_alone_is_rid_of_what_a_firewall_refuses_if_its_neighbours_are_accepted() -> None:
+    world, _ = busy_world(0)
+    world.know("c")
+    world.host.weather = firewall(FIREWALL)
+    [_, bad, _] = world.add("c", "a", "bad", "b")
+    world.run(60)
+    world.check_exactly_once()
+    world.check_dead(bad)
+
+
+def test_a_firewall_that_refuses_all_twice_dead_letters_nothing_the_second_time() -> None:
+    world, names = busy_world(5)
+    start = world.now
+    world.keep_adding(200, 1.0, *names)
+    world.host.weather = lambda request: (
+        FIREWALL if 20 < request.started_at - start < 40 or 100 < request.started_at - start < 130 else None
+    )
+    world.run()
+    world.check_exactly_once()
+    world.check_dead()
+    assert len(world.open_spans) >= 2
+
+
+def test_batches_too_large_for_everybody_are_split_though_none_is_accepted_first() -> None:
+    world, _ = busy_world(0)
+    nginx = Fault("nginx", Answered(413))
+    for name in "abc":
+        world.know(name)
+        world.add(name, *"xyzxyz")
+    world.host.weather = lambda request: nginx if request.action is Action.SEND and len(request.tags) > 2 else None
+    world.run(60)
+    world.check_exactly_once()
+    world.check_dead()
+
+
+def test_a_firewall_that_refuses_reads_too_is_not_taken_for_a_cursor_that_is_gone() -> None:
+    world, _ = busy_world(0)
+    for name in "abcd":
+        world.host.write(name, "same words")
+        world.know(name)
+        world.add(name, "same words")
+    plan = {name: in_turn(cut()) for name in "abcd"}
+    heals = world.now + 30
+    world.host.weather = lambda request: (
+        plan[request.conversation_id](request) or (FIREWALL if request.started_at < heals else None)
+    )
+    world.run()
+    world.check_exactly_once()
+    world.check_dead()
 
 
 def test_an_outage_so_short_that_every_batch_has_to_settle_is_over_as_soon() -> None:
@@ -146,7 +268,7 @@ def test_three_conversations_in_trouble_of_their_own_do_not_stop_the_others_for_
     world, names = busy_world(20)
     sick = names[:3]
     world.host.weather = lambda request: own_500() if request.conversation_id in sick else None
-    world.keep_adding(900, 2.0, *names[3:])
+    world.keep_adding(1200, 2.0, *names[3:])
     world.run()
     assert {world.events[tag].conversation_id for tag in world.dead} == set(sick)
     assert {outcome.dead.reason for outcome in world.dead.values()} == {Reason.EXHAUSTED}
@@ -166,7 +288,7 @@ def test_three_sick_conversations_in_a_quiet_hour_do_not_stop_who_comes_later(of
     fresh = world.add("fresh", "good morning")
     world.run(15)
     assert set(world.outcomes) == set(fresh)
-    world.keep_adding(600, 1.0, "fresh")
+    world.keep_adding(1800, 1.0, "fresh")
     world.run()
     world.check_exactly_once()
     assert {world.events[tag].conversation_id for tag in world.dead} <= set(names)

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from service.core.circuit import Circuit
+from service.core.circuit import PROBE_MAX_SECONDS, Circuit
 from service.core.delivery import Action, DeadLettered, Delivered, Delivery, Policy, Result
 from service.core.grouper import Grouper
 from service.core.model import Answered, ErrorBody, ErrorForm, Event, Fate, Reason, Unanswered
 from service.core.readback import Cursors, likeness
-from service.core.verdict import judge
+from service.core.verdict import Kind, judge
+from service.pump import SILENT_READ_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,6 +112,8 @@ WRONG_DASHSCOPE_URL: Final = Fault(
     Answered(400, error=ErrorBody(ErrorForm.DASHSCOPE, "InvalidParameter", "url error, please check url！")),  # noqa: RUF001 - theirs
 )
 FORBIDDEN: Final = Fault("forbidden", Answered(403, error=nested("no_access", "not yours")))
+FIREWALL: Final = Fault("firewall", Answered(400))
+FIREWALL_403: Final = Fault("firewall_403", Answered(403))
 NOT_FOUND: Final = Fault("not_found", Answered(404, error=nested("", "Conversation with id 'c' not found.")))
 
 
@@ -278,6 +281,8 @@ class World:
         self._in_flight = 0
         self._open_since: float | None = None
         self._busy: set[int] = set()
+        self._reading: dict[Batch, Request] = {}
+        self._heard_at = -math.inf
 
     # What happens to it
 
@@ -347,7 +352,7 @@ class World:
 
     def _start_due(self) -> float:
         for _ in range(STEPS):
-            if self._in_flight >= self.concurrency:
+            if self._in_flight >= self.concurrency and not self.circuit.is_open:
                 return math.inf
             permitted_at = max(self.circuit.next_attempt(self.now), self.held_until)
             if permitted_at > self.now:
@@ -373,19 +378,23 @@ class World:
         request = Request(action, conversation_id, tags, texts, self.now, self.circuit.is_open)
         fault = request.fault = self.host.weather(request)
         if request.probe:
-            under_way = [made for made in self.requests[-50:] if made.probe and made.answered_at > self.now]
-            assert not under_way, f"probe while {under_way} is under way"
+            recent = [made for made in self.requests[-50:] if made.probe and made.answered_at > self.now]
+            # A read that was answered is worth a write at once; else they keep their distance.
+            recent = [made for made in recent if made.started_at > max(self._heard_at, self.now - PROBE_MAX_SECONDS)]
+            assert not recent, f"probe while {recent} is under way"
         self.requests.append(request)
-        self.circuit.started()
+        probe = self.circuit.started(self.now)
         self.delivery.began(batch, action, self.now)
         self._in_flight += 1
         seconds = fault.seconds if fault else LATENCY_SECONDS
         truth: list[Answer] = []
         if fault is None or fault.answer is None:
-            self.at(self.now + seconds / 2, lambda: truth.append(self._truth(batch, action)))
+            self.at(self.now + seconds / 2, lambda: self._reach(batch, request, truth))
         elif action is Action.SEND:
             self._land(batch, fault)
-        self.at(self.now + seconds, lambda: self._ended(batch, request, truth))
+        if action is not Action.SEND:
+            self._reading[batch] = request
+        self.at(self.now + seconds, lambda: self._ended(batch, request, probe, truth))
 
     def _land(self, batch: Batch, fault: Fault) -> None:
         items = [event.item for event in batch.events]
@@ -398,6 +407,10 @@ class World:
         for count, after in fault.stores:
             self.at(self.now + after, partial(land, count))
 
+    def _reach(self, batch: Batch, request: Request, truth: list[Answer]) -> None:
+        if request.answered_at > self.now:
+            truth.append(self._truth(batch, request.action))
+
     def _truth(self, batch: Batch, action: Action) -> Answer:
         conversation_id = batch.conversation_id
         if action is Action.SEND:
@@ -407,21 +420,33 @@ class World:
             return self.host.listing(conversation_id, None, 1)
         return self.host.listing(conversation_id, unsettled.after, 2 * len(batch.events))
 
-    def _ended(self, batch: Batch, request: Request, truth: list[Answer]) -> None:
+    def _over(self, batch: Batch, request: Request) -> None:
+        request.answered_at = self.now
+        self._busy.discard(id(batch.lane))
+        self._in_flight -= 1
+        self._reading.pop(batch, None)
+
+    def _abandon(self, batch: Batch, request: Request) -> None:
+        self._over(batch, request)
+        self._carry_on(batch, Result(again_at=self.now))
+
+    def _ended(self, batch: Batch, request: Request, probe: int, truth: list[Answer]) -> None:
+        if request.answered_at <= self.now:
+            return
         answer = truth[0] if truth else request.fault.answer if request.fault else None
         assert answer is not None
         now, action = self.now, request.action
-        request.answered_at = now
-        self._busy.discard(id(batch.lane))
-        self._in_flight -= 1
+        self._over(batch, request)
         items: Sequence[Buffer] = (answer.items or ()) if isinstance(answer, Answered) else ()
         good = isinstance(answer, Answered) and answer.items is not None and action is not Action.SEND
         verdict = judge(answer, len(items) if good else len(batch.events))
+        if action is not Action.SEND and verdict.kind not in {Kind.AMBIGUOUS, Kind.TRANSIENT}:
+            self._heard_at = now
         result = self._decide(batch, action, verdict, items, answer, request.started_at)
         if verdict.retry_after_seconds is not None:
             self.held_until = max(self.held_until, now + verdict.retry_after_seconds)
         self._carry_on(batch, result)
-        self.circuit.ended(now, probe=request.probe)
+        self.circuit.ended(now, probe)
         self._watch()
 
     def _decide(
@@ -478,6 +503,9 @@ class World:
         elif not self.circuit.is_open and self._open_since is not None:
             self.open_spans.append((self._open_since, self.now))
             self._open_since = None
+            for batch, request in list(self._reading.items()):
+                if self.now - request.started_at >= SILENT_READ_SECONDS:
+                    self._abandon(batch, request)
 
     # What is seen in the end
 

@@ -309,6 +309,41 @@ def test_a_refusal_is_the_last_word(status: int) -> None:
     assert verdict.last_word
 
 
+@pytest.mark.parametrize("status", [400, 403, 413, 422, 451])
+@pytest.mark.parametrize(
+    ("code", "message", "form", "foreign"),
+    [
+        ("", "", None, True),
+        ("InvalidParameter", "not that", DASHSCOPE, False),
+        ("invalid_value", "not that", NESTED, False),
+        ("", "not that", FLAT, False),
+    ],
+)
+def test_a_refusal_in_no_form_of_the_api_may_be_somebody_elses(
+    status: int, code: str, message: str, form: ErrorForm | None, foreign: bool
+) -> None:
+    assert judge(answered(status, code, message, form), SENT).foreign is foreign
+
+
+@pytest.mark.parametrize(
+    ("code", "form"), [("", FLAT), ("400", NESTED), ("BadRequest", DASHSCOPE), ("BadRequestError", NESTED)]
+)
+def test_a_refusal_that_only_repeats_its_status_may_be_somebody_elses(code: str, form: ErrorForm) -> None:
+    assert judge(answered(400, code, "Bad Request", form), SENT).foreign
+    assert not judge(answered(400, "invalid_value", "Bad Request", form), SENT).foreign or form is FLAT
+
+
+def test_a_refusal_that_settings_name_is_believed_whatever_its_form() -> None:
+    answer = answered(400, "400", "Bad Request")
+    assert judge(answer, SENT).foreign
+    assert not judge(answer, SENT, {"400": Kind.REJECTED}).foreign
+
+
+@pytest.mark.parametrize("status", [200, 301, 401, 404, 408, 409, 429, 500])
+def test_only_refusals_are_somebody_elses(status: int) -> None:
+    assert not judge(answered(status, form=None), SENT).foreign
+
+
 # Whatever else
 
 
