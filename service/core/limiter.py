@@ -157,6 +157,7 @@ class Limiter:
         "_look_at",
         "_looked_at",
         "_max",
+        "_narrowed",
         "_noise",
         "_overload",
         "_pace",
@@ -180,6 +181,7 @@ class Limiter:
         self._pace = _Bound(math.inf, keep=0.95)
         self._fixed_interval = 1 / max_requests_per_second if max_requests_per_second else 0.0
         self._slow_start = True
+        self._narrowed = False
         self._due = -math.inf
         self._cut_at = -math.inf
         self._look_at = self._looked_at = -math.inf
@@ -315,10 +317,14 @@ class Limiter:
             self._noise -= self._noise / 6
         if pace.value == math.inf:
             pace.value = window.value / (self._latency or 0.1)
-        if crowded and rate and not again and not slow_start:
+        # A cut of the pace that cured nothing was the wrong one.
+        wrong = again and not self._narrowed and refused > max(2, rate / 20)
+        self._narrowed = crowded and rate > 0 and (wrong or not again) and not slow_start
+        if self._narrowed:
             window.cut(max(self._peak.borne + 1, busy))
             self._peak.since = self._peak.until = math.inf
-            pace.value = max(1.0, pace.value / 2, min(pace.value, rate / _USED))
+            if not again:
+                pace.value = max(1.0, pace.value / 2, min(pace.value, rate / _USED))
         else:
             if slow_start:
                 self._peak.borne = max(1.0, busy)
