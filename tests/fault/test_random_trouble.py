@@ -43,7 +43,7 @@ async def test_errors_throttling_and_cuts_by_chance_lose_double_and_reorder_noth
     settings = {"DELIVERY__READ_CURSOR_FIRST": read_cursor_first, "BATCH__MAX_ITEMS": "5"}
     async with fault_run(TROUBLE, settings=settings) as run:
         conversations = named("chance", 500)
-        await run.publish(messages(conversations, turns=int(soak(400, 40))))
+        await run.publish(messages(conversations, turns=int(soak(200, 40))))
         await run.start()
         how = "cursor read first" if read_cursor_first == "true" else "newest compared"
         ended = await run.end(f"5 % 500, 3 % 429, 6 % cut ({how})", within_seconds=soak(600, 60))
