@@ -279,8 +279,7 @@ class Delivery:
     def _turned_away(self, batch: Batch, verdict: Verdict, started_at: float, now: float) -> Result:
         """Decide on a refusal that the API did not write: of this content, or of whatever anybody sends."""
         circuit = self.circuit
-        reason = CircuitReason.FORBIDDEN if verdict.kind is Kind.FORBIDDEN else CircuitReason.UNEXPECTED_ANSWER
-        circuit.turned_away(batch.conversation_id, now, reason, _detail(verdict))
+        circuit.turned_away(batch.conversation_id, now, _turned_away_reason(verdict), _detail(verdict))
         if batch.refused_at is None:
             batch.refused_at = now
         if len(batch.events) == 1 and not circuit.accepted_since(batch.refused_at):
@@ -415,7 +414,10 @@ class Delivery:
             if repeated and (others_too or not healthy):
                 circuit.trip(now, CircuitReason.UNEXPECTED_ANSWER, _detail(verdict))
                 return False
-        circuit.trouble(conversation_id, now, _detail(verdict), reading=reading)
+        if verdict.foreign or verdict.kind is Kind.FORBIDDEN:
+            circuit.turned_away(conversation_id, now, _turned_away_reason(verdict), _detail(verdict))
+        else:
+            circuit.trouble(conversation_id, now, _detail(verdict), reading=reading)
         if verdict.kind is Kind.TRANSIENT and verdict.status is None:
             # Whom nobody reaches is not to blame.
             self._excuse(batch, now)
@@ -495,6 +497,10 @@ def operator_reason(verdict: Verdict) -> CircuitReason:
     if verdict.status == 403:
         return CircuitReason.FORBIDDEN
     return CircuitReason.WRONG_URL
+
+
+def _turned_away_reason(verdict: Verdict) -> CircuitReason:
+    return CircuitReason.FORBIDDEN if verdict.kind is Kind.FORBIDDEN else CircuitReason.UNEXPECTED_ANSWER
 
 
 def _dead(batch: Batch, verdict: Verdict) -> DeadLettered:

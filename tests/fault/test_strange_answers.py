@@ -62,6 +62,7 @@ OVERCOME: dict[str, Effect] = {
     "locked": Lock(),
     "conflict": Status(status=409, code="conflict"),
     "request_timeout": Status(status=408, code="timeout"),
+    "named_by_a_setting": Status(status=400, code="Vendor.TryAgain"),
 }
 """What goes wrong twice, for a conversation each, and is overcome: every message arrives, once and in order."""
 GIVEN_UP: dict[str, Effect] = {
@@ -113,6 +114,7 @@ async def test_what_is_odd_about_one_conversation_is_overcome_or_given_up_alone(
         "DELIVERY__READ_CURSOR_FIRST": read_cursor_first,
         "DELIVERY__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
         "DELIVERY__MAX_AGE_SECONDS": "1",
+        "DELIVERY__VERDICTS": '{"Vendor.TryAgain": "transient"}',
         "DELIVERY__BACKOFF_INITIAL_SECONDS": "0.2",
         "DELIVERY__BACKOFF_MAX_SECONDS": "0.5",
     }

@@ -87,8 +87,10 @@ def test_an_outage_pauses_consumption_dead_letters_nothing_and_is_over_in_five_s
         begins, heals = world.now + 0.5, world.now + 0.5 + seconds
         world.host.weather = outage(fault, begins, heals)
         world.keep_adding(seconds, 1.0 if seconds < 20 else 10.0, *names)
-        world.run(heals - world.now)
-        assert world.circuit.reason is REASONS.get(fault.name, CircuitReason.API_UNAVAILABLE)
+        world.run(heals - world.now - seconds / 2)
+        for _ in range(10):
+            assert world.circuit.reason is REASONS.get(fault.name, CircuitReason.API_UNAVAILABLE)
+            world.run(seconds / 20)
         assert not world.dead
         # While open, one request after the other, and seldom; those of the first moment were under way already.
         probes = [request for request in world.requests if request.probe]
