@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help env demo test unit check lint types format lock mutants bench docs soak faults-table clean
+.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator docs screenshots soak faults-table clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,12 @@ faults-table: env ## run the faults and make docs/faults.md of their figures (CO
 bench: env ## measure everything beside a floor and a plain program, in one run (half an hour; ARGS="--only dense")
 	$(BIN)/python bench/run.py --json bench/figures.json $(ARGS)
 	$(BIN)/python bench/plot.py bench/figures.json bench/figures.png
+
+bench-emulator: env ## measure the emulator, empty and with a million items
+	$(BIN)/python bench/emulator.py $(ARGS)
+
+screenshots: env ## make the pictures of the documentation (needs Chromium: .ci/install-browser)
+	$(BIN)/python tests/screenshots.py
 
 docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --reference > docs/configuration.md

@@ -5,7 +5,6 @@ Exit codes: 0 ok (a drained SIGTERM included), 1 a fault, 2 usage or settings.
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import logging
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
@@ -168,21 +167,25 @@ def emulator(
     create_on_write: Annotated[
         bool, typer.Option("--create-on-write", help="Unknown conversations come into being.")
     ] = False,
+    prefix: Annotated[str, typer.Option(help="Path before /conversations.")] = "/v1",
+    timestamps_in_seconds: Annotated[
+        bool, typer.Option("--timestamps-in-seconds", help="As OpenAI counts; default: milliseconds, as Alibaba does.")
+    ] = False,
 ) -> None:
     """Run the emulated Conversations API on a port."""
     from service.commands.emulator import run_emulator  # noqa: PLC0415
 
     raise typer.Exit(
-        asyncio.run(
-            run_emulator(
-                host=host,
-                port=port,
-                key=key,
-                latency_seconds=latency,
-                faults_file=faults,
-                seed=seed,
-                create_on_write=create_on_write,
-            )
+        run_emulator(
+            faults_file=faults,
+            host=host,
+            port=port,
+            key=key,
+            latency_seconds=latency,
+            seed=seed,
+            create_on_write=create_on_write,
+            prefix=prefix,
+            timestamps_in_seconds=timestamps_in_seconds,
         )
     )
 

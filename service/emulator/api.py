@@ -69,8 +69,14 @@ class Api:
         self.max_body_bytes = max_body_bytes
         self._key = key
         self._create_on_write = create_on_write
+        self.base_path = prefix
         self._root = prefix.encode() + b"/conversations"
         self._timestamps_in_seconds = timestamps_in_seconds
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether a bearer key is insisted on."""
+        return self._key is not None
 
     def read_request(self, scope: Mapping[str, Any], body: bytes) -> Request | Answer:
         """Find out what is asked for; a path the API does not have is answered as by a gateway before it."""

@@ -9,6 +9,8 @@ Under `/_emulator`, beside the API and without a key, one may look inside:
 - `GET /_emulator/dump`: JSON lines, one a conversation: `{"conversation_id", "items": [{"id", "role", "text",
   "created_ms"}]}`, items in the order in which they were stored.
 - `GET` and `PUT /_emulator/faults`: the script being played; putting one starts it from its beginning.
+
+and, for people and their tools, `GET /` (the page) and `GET /openapi.json`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from service.emulator import contract
+from service import __version__
+from service.emulator import contract, openapi
 from service.emulator.contract import WRITES, Answer, Refusal
 from service.emulator.fault_play import Arrival, Decision, FaultPlay, Scripted
 from service.emulator.faults import Cut, Drip, FaultScriptError, FewerItems, HalfJson, Silence, Stores, read_faults
+from service.emulator.page import Page, file
+from service.emulator.recent import Recent, Seen
 from service.emulator.tally import Tally
 from service.emulator.wire import Wire
 
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from service.emulator.wire import Receive, Scope, Send
 
 _CONTROL = "/_emulator/"
+_FRONT = {"/", "/openapi.json"}
 _DUMP_CHUNK_BYTES = 64 * 1024
 
 _encode = msgspec.json.Encoder().encode
@@ -56,6 +62,8 @@ class EmulatorApp:
         self.api = api
         self.faults = faults
         self.tally = Tally(now=clock())
+        self.recent = Recent()
+        self._page = Page(api.store, faults, self.tally, self.recent, base_path=api.base_path, clock=clock)
         self.late_landings: set[asyncio.Task[None]] = set()
         self._latency_seconds = latency_seconds
         self._clock = clock
@@ -72,27 +80,42 @@ class EmulatorApp:
             return
         path: str = scope["path"]
         if path.startswith(_CONTROL):
-            await self._control(scope["method"], path.removeprefix(_CONTROL), body, wire)
+            await self._control(scope, path.removeprefix(_CONTROL), body, wire)
+            return
+        if path in _FRONT and scope["method"] == "GET":
+            await wire.answer(self._front(scope, path))
             return
         request = self.api.read_request(scope, body)
         if isinstance(request, Answer):
             self.tally.count("unknown", str(request.status))
+            self._see(scope["method"], path, "", 0).end(str(request.status), now=self._clock())
             await wire.answer(request)
             return
+        items = request.items
         arrival = Arrival(
             request.operation,
             request.conversation_id,
-            request.items,
+            items,
             request.body_bytes,
             self.tally.writing(request.conversation_id),
             request_id,
         )
-        decision = self.faults.decide(arrival, now=self._clock())
+        seen = self._see(scope["method"], request.operation, request.conversation_id, len(items))
+        decision = self.faults.decide(arrival, now=seen.began)
+        seen.rule = decision.rule
+        outcome = "gone"
         try:
             outcome = await self._play(decision, request, wire)
         finally:
             self.faults.release(decision)
+            seen.end(outcome, now=self._clock())
         self.tally.count(request.operation, outcome)
+
+    def _see(self, method: str, operation: str, conversation_id: str, items: int) -> Seen:
+        now = self._clock()
+        seen = Seen(self._arrived, int(time.time() * 1000), now, method, operation, conversation_id, items)
+        self.recent.add(seen)
+        return seen
 
     async def _play(self, decision: Decision, request: Request, wire: Wire) -> str:
         """Let one request have what was decided; returns what its client saw."""
@@ -162,8 +185,17 @@ class EmulatorApp:
             "faults": self.faults.counts(),
         }
 
-    async def _control(self, method: str, name: str, body: bytes, wire: Wire) -> None:
-        match method, name:
+    def _front(self, scope: Scope, path: str) -> Answer:
+        if path == "/openapi.json":
+            description = openapi.describe(
+                base_path=self.api.base_path, needs_key=self.api.needs_key, version=__version__
+            )
+            return contract.json_answer(description)
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        return self._page.show(scope["query_string"], host)
+
+    async def _control(self, scope: Scope, name: str, body: bytes, wire: Wire) -> None:
+        match scope["method"], name:
             case "GET", "stats":
                 await wire.answer(contract.json_answer(self.stats()))
             case "GET", "dump":
@@ -172,6 +204,10 @@ class EmulatorApp:
                 await wire.answer(contract.json_answer(self.faults.script))
             case "PUT", "faults":
                 await wire.answer(self._put_faults(body))
+            case "POST", "switch":
+                await wire.answer(self._page.switch(body, scope["headers"]))
+            case "GET", _:
+                await wire.answer(file(name) or contract.gateway_not_found())
             case _:
                 await wire.answer(contract.gateway_not_found())
 

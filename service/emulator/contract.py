@@ -50,8 +50,9 @@ MAX_PAGE: Final = 100
 DEFAULT_PAGE: Final = 20
 
 ROLES: Final = ("user", "assistant", "system", "developer")
-_TEXT_PARTS: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
-_PARTS: Final = (*_TEXT_PARTS, "refusal", "input_image", "input_file")
+TEXT_PARTS: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+OTHER_PARTS: Final = ("refusal", "input_image", "input_file")
+_PARTS: Final = (*TEXT_PARTS, *OTHER_PARTS)
 _SET_BY_THE_API: Final = ("id", "object", "status", "type", "role", "content", "created_at")
 
 _JSON: Final = b"application/json"
@@ -233,7 +234,7 @@ def _check_part(part: Any, at: str) -> Refusal | None:
     if not isinstance(part, dict):
         return _wrong_type(at, "an object", part)
     refusal = _check_choice(part.get("type"), _PARTS, f"{at}.type")
-    if refusal is None and part["type"] in _TEXT_PARTS and not isinstance(part.get("text"), str):
+    if refusal is None and part["type"] in TEXT_PARTS and not isinstance(part.get("text"), str):
         return _wrong_type(f"{at}.text", "a string", part["text"]) if "text" in part else _missing(f"{at}.text")
     return refusal
 

@@ -4,6 +4,9 @@ Decides for one request which effect it meets, and keeps what that takes: counts
 in flight. Must not know the socket, the store or the clock: the time is an argument, and every rule draws its
 chances from a seeded stream of its own, so that a run can be repeated and a rule added at the end changes nothing
 for those before it.
+
+Rules can be switched on and off while the script plays, and beside them a list of everyday faults, which are off
+until somebody wants one; those that are on come before the script's.
 """
 
 from __future__ import annotations
@@ -76,27 +79,45 @@ class Decision(msgspec.Struct, frozen=True):
     wait_before_seconds: float = 0.0
     wait_when_done_seconds: float = 0.0
     admitted_by: tuple[_Playing, ...] = ()
+    rule: str = ""
+    """The name of the rule whose effect it is."""
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """One thing that can be switched on and off, and how much came of it."""
+
+    id: str
+    name: str
+    on: bool
+    matched: int
+    applied: int
 
 
 _NOTHING: Final = Decision()
+LOCK_BUSY: Final = "lock-busy"
+"""The switch of `lock_busy_conversations`."""
 
 
 class _Playing:
     """A rule while it is played: its counts, its chances, its bucket and the requests it let in."""
 
-    def __init__(self, rule: Rule, *, name: str, chances: random.Random, now: float) -> None:
+    def __init__(self, rule: Rule, *, id_: str, name: str, chances: random.Random, now: float, on: bool) -> None:
         self.rule = rule
+        self.id = id_
         self.name = name
+        self.on = on
         self.matched = 0
         self.applied = 0
         self.in_flight = 0
         self.chances = chances
         self._tokens = float(rule.effect.burst) if isinstance(rule.effect, RateThrottle) else 0.0
         self._filled_at = now
+        self._began = now
 
-    def concerns(self, arrival: Arrival, elapsed: float) -> bool:
+    def concerns(self, arrival: Arrival, now: float) -> bool:
         """Say whether the rule applies to this request, and count it."""
         when = self.rule.when
+        elapsed = now - self._began
         if elapsed < when.from_seconds or (when.until_seconds is not None and elapsed >= when.until_seconds):
             return False
         if not _matches(self.rule.match, arrival):
@@ -135,46 +156,84 @@ class _Playing:
 class FaultPlay:
     """The script being played."""
 
-    def __init__(self, script: FaultScript = FaultScript(), *, seed: int = 0, now: float = 0.0) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        script: FaultScript = FaultScript(),  # noqa: B008 - frozen
+        *,
+        seed: int = 0,
+        now: float = 0.0,
+        everyday: Sequence[Rule] = (),
+    ) -> None:
         self._seed = seed
+        self._rules_for_every_day = everyday
         self.play(script, now=now)
 
     def play(self, script: FaultScript, *, now: float) -> None:
-        """Play this script from its beginning, in place of any other. `now` is in seconds, of any clock."""
+        """Play this script from its beginning, and nothing but it. `now` is in seconds, of any clock."""
         self.script = script
-        self._began = now
-        self._playing = [
-            _Playing(
-                rule,
-                name=rule.name or f"rules[{index}]",
-                chances=random.Random(f"{self._seed}/{index}"),  # noqa: S311 - repeatable on purpose
-                now=now,
-            )
+        self._lock_busy = script.lock_busy_conversations
+        self._scripted = [
+            self._start(rule, str(index), rule.name or f"rules[{index}]", now=now, on=True)
             for index, rule in enumerate(script.rules)
         ]
+        self._everyday = [
+            self._start(rule, f"everyday-{index}", rule.name, now=now, on=False)
+            for index, rule in enumerate(self._rules_for_every_day)
+        ]
+        self._choose()
+
+    def switch(self, switch_id: str, *, on: bool, now: float) -> None:
+        """Switch a rule on or off; raises LookupError where there is none of this id.
+
+        A rule of the script that comes back goes on where it would be; an everyday fault begins anew.
+        """
+        if switch_id == LOCK_BUSY:
+            self._lock_busy = on
+            return
+        for rules in (self._scripted, self._everyday):
+            for index, playing in enumerate(rules):
+                if playing.id == switch_id:
+                    if on and not playing.on and rules is self._everyday:
+                        rules[index] = self._start(playing.rule, playing.id, playing.name, now=now, on=True)
+                    else:
+                        playing.on = on
+                    self._choose()
+                    return
+        raise LookupError(f"no fault {switch_id!r}")
+
+    def switches(self) -> tuple[list[Switch], list[Switch]]:
+        """Return what can be switched: of the script (the lock of busy conversations first), and for every day."""
+        lock = Switch(LOCK_BUSY, "lock busy conversations", self._lock_busy, 0, 0)
+        return [lock, *map(_switch, self._scripted)], list(map(_switch, self._everyday))
 
     def counts(self) -> list[dict[str, Any]]:
-        """Return for every rule how many requests it matched and how many it did something to."""
+        """Return for every rule how many requests it matched and how many it did something to.
+
+        All rules of the script, and of the everyday faults those that were ever on.
+        """
         return [
-            {"rule": playing.name, "matched": playing.matched, "applied": playing.applied} for playing in self._playing
+            {"rule": playing.name, "matched": playing.matched, "applied": playing.applied}
+            for playing in (*self._scripted, *(used for used in self._everyday if used.on or used.matched))
         ]
 
     def decide(self, arrival: Arrival, *, now: float) -> Decision:
         """Walk the rules with one request. Whoever asks has to `release` the decision when the request ends."""
-        if self.script.lock_busy_conversations and arrival.busy and arrival.operation in WRITES:
-            return Decision(effect=_refused(_locked(), "openai", arrival))
+        if self._lock_busy and arrival.busy and arrival.operation in WRITES:
+            return Decision(effect=_refused(_locked(), "openai", arrival), rule="lock busy conversations")
         if not self._playing:
             return _NOTHING
         waits = [0.0, 0.0]
         admitted_by: list[_Playing] = []
         effect = None
+        rule = ""
         for playing in self._playing:
-            if not playing.concerns(arrival, now - self._began):
+            if not playing.concerns(arrival, now):
                 continue
             match playing.rule.effect:
                 case Latency() | UniformLatency() | LognormalLatency() as latency:
                     waits[latency.when_done] += _draw_seconds(latency, playing.chances)
                     playing.applied += 1
+                    rule = playing.name
                     continue
                 case ConcurrencyThrottle() as limit if playing.in_flight < limit.in_flight:
                     playing.in_flight += 1
@@ -183,14 +242,26 @@ class FaultPlay:
             effect = playing.effect_on(arrival, now)
             if effect is not None:
                 playing.applied += 1
+                rule = playing.name
                 break
-        return Decision(effect, waits[False], waits[True], tuple(admitted_by))
+        return Decision(effect, waits[False], waits[True], tuple(admitted_by), rule)
+
+    def _start(self, rule: Rule, id_: str, name: str, *, now: float, on: bool) -> _Playing:
+        chances = random.Random(f"{self._seed}/{id_}")  # noqa: S311 - repeatable on purpose
+        return _Playing(rule, id_=id_, name=name, chances=chances, now=now, on=on)
+
+    def _choose(self) -> None:
+        self._playing = [playing for playing in (*self._everyday, *self._scripted) if playing.on]
 
     @staticmethod
     def release(decision: Decision) -> None:
         """Give back what the request held while it was in flight."""
         for playing in decision.admitted_by:
             playing.in_flight -= 1
+
+
+def _switch(playing: _Playing) -> Switch:
+    return Switch(playing.id, playing.name, playing.on, playing.matched, playing.applied)
 
 
 def _matches(match: Match, arrival: Arrival) -> bool:

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.emulator.api import Api
 from service.emulator.app import EmulatorApp
+from service.emulator.everyday import EVERYDAY
 from service.emulator.fault_play import FaultPlay
 from service.emulator.faults import FaultScript
 from service.emulator.store import Store
@@ -61,7 +62,9 @@ class EmulatorServer:
     ) -> None:
         prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
         self.store = Store(seed=seed)
-        self.faults = FaultPlay(faults or FaultScript(), seed=seed, now=clock())
+        self.faults = FaultPlay(
+            faults or FaultScript(), seed=seed, now=clock(), everyday=[one.rule for one in EVERYDAY]
+        )
         api = Api(
             self.store,
             key=key,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,8 +70,11 @@ class Wire:
         """Give an answer's body byte by byte over some seconds, or until the client leaves."""
         await self._start(answer, len(answer.body))
         last = len(answer.body) - 1
+        began = time.monotonic()
         for index in range(len(answer.body)):
-            await asyncio.sleep(seconds / len(answer.body))
+            # Until a moment, not for a while: uvloop counts in milliseconds, and shorter waits would be none.
+            while (wait := began + seconds * (index + 1) / len(answer.body) - time.monotonic()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(max(wait, 0.001))
             if self._transport.is_closing():
                 return
             byte = answer.body[index : index + 1]

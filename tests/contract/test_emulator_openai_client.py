@@ -10,11 +10,29 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI, OpenAI
 
-from service.emulator.faults import Cut, FaultScript, Lock, Match, Moderation, Rule, Status, Unpaid, When
+from service.emulator.faults import (
+    Cut,
+    FaultScript,
+    HalfJson,
+    Lock,
+    Match,
+    Moderation,
+    RateThrottle,
+    Rule,
+    Silence,
+    Status,
+    TooLarge,
+    Unpaid,
+    When,
+    WrongPath,
+)
 from service.emulator.server import EmulatorServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from typing import TypeAlias
+
+    Write: TypeAlias = Callable[..., Awaitable[None]]
 
 KEY = "sk-test"
 
@@ -33,11 +51,11 @@ async def client(emulator: EmulatorServer) -> AsyncIterator[AsyncOpenAI]:
         yield client
 
 
-async def in_a_thread(emulator: EmulatorServer, scenario: Callable[[OpenAI], None], key: str = KEY) -> None:
+async def in_a_thread(emulator: EmulatorServer, scenario: Callable[[OpenAI], None]) -> None:
     """The synchronous client blocks; the emulator lives in this loop."""
 
     def run() -> None:
-        with OpenAI(api_key=key, base_url=emulator.base_url, max_retries=0) as client:
+        with OpenAI(api_key=KEY, base_url=emulator.base_url, max_retries=0) as client:
             scenario(client)
 
     await asyncio.to_thread(run)
@@ -170,15 +188,67 @@ async def test_what_is_not_there_is_not_found(client: AsyncOpenAI) -> None:
     assert "conv_unknown" in missing.value.message
 
 
-async def test_a_wrong_key_is_an_authentication_error(emulator: EmulatorServer) -> None:
-    def scenario(client: OpenAI) -> None:
-        with pytest.raises(openai.AuthenticationError) as refused:
-            client.conversations.items.list("conv_xxx")
-        assert refused.value.code == "invalid_api_key"
-
-    await in_a_thread(emulator, scenario, key="sk-wrong")
+async def write_async(emulator: EmulatorServer, text: str, **options: Any) -> None:
+    async with AsyncOpenAI(base_url=emulator.base_url, **{"api_key": KEY, "max_retries": 0, **options}) as client:
+        await client.conversations.items.create("conv_xxx", items=[says(text)])
 
 
+async def write_sync(emulator: EmulatorServer, text: str, **options: Any) -> None:
+    def run() -> None:
+        with OpenAI(base_url=emulator.base_url, **{"api_key": KEY, "max_retries": 0, **options}) as client:
+            client.conversations.items.create("conv_xxx", items=[says(text)])
+
+    await asyncio.to_thread(run)
+
+
+both_clients = pytest.mark.parametrize("write", [write_sync, write_async])
+
+
+def stored(emulator: EmulatorServer) -> list[str]:
+    return emulator.store.conversations["conv_xxx"].texts()
+
+
+def applied(emulator: EmulatorServer) -> list[int]:
+    return [fault["applied"] for fault in emulator.stats()["faults"]]
+
+
+@both_clients
+async def test_a_wrong_key_is_an_authentication_error(emulator: EmulatorServer, write: Write) -> None:
+    with pytest.raises(openai.AuthenticationError) as refused:
+        await write(emulator, "a", api_key="sk-wrong")
+    assert refused.value.code == "invalid_api_key"
+    assert stored(emulator) == []
+
+
+@both_clients
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, openai.BadRequestError),
+        (401, openai.AuthenticationError),
+        (403, openai.PermissionDeniedError),
+        (404, openai.NotFoundError),
+        (409, openai.ConflictError),
+        (422, openai.UnprocessableEntityError),
+        (429, openai.RateLimitError),
+        (500, openai.InternalServerError),
+        (503, openai.InternalServerError),
+    ],
+)
+async def test_a_status_is_an_error_of_its_own_that_says_what_was_wrong(
+    emulator: EmulatorServer, write: Write, status: int, error: type[openai.APIStatusError]
+) -> None:
+    emulator.play(FaultScript((Rule(Status(status=status, code="c", message="Told so.", param="items[0]", type="t")),)))
+    with pytest.raises(error) as refused:
+        await write(emulator, "a")
+    assert type(refused.value) is error
+    assert (refused.value.status_code, refused.value.code) == (status, "c")
+    assert (refused.value.param, refused.value.type) == ("items[0]", "t")
+    assert "Told so." in refused.value.message
+    assert refused.value.request_id == "req_0000000000000001"
+
+
+@both_clients
 @pytest.mark.parametrize(
     ("rule", "error", "code"),
     [
@@ -190,32 +260,74 @@ async def test_a_wrong_key_is_an_authentication_error(emulator: EmulatorServer) 
             openai.RateLimitError,
             "insufficient_quota",
         ),
-        (Rule(Status(status=403, code="forbidden")), openai.PermissionDeniedError, "forbidden"),
+        (Rule(TooLarge(max_bytes=10)), openai.APIStatusError, "request_too_large"),
+        (Rule(WrongPath()), openai.NotFoundError, None),
         (Rule(Status(status=503, form="html")), openai.InternalServerError, None),
         (Rule(Cut()), openai.APIConnectionError, None),
+        (Rule(Cut(reset=True)), openai.APIConnectionError, None),
+        (Rule(HalfJson(cut=True)), openai.APIConnectionError, None),
     ],
 )
-async def test_every_refusal_is_the_clients_own_error(
-    emulator: EmulatorServer, client: AsyncOpenAI, rule: Rule, error: type[openai.APIError], code: str | None
+async def test_every_trouble_is_the_clients_own_error(
+    emulator: EmulatorServer, write: Write, rule: Rule, error: type[openai.APIError], code: str | None
 ) -> None:
     emulator.play(FaultScript((rule,)))
     with pytest.raises(error) as refused:
-        await client.conversations.items.create("conv_xxx", items=[says("a bad word")])
+        await write(emulator, "a bad word")
     assert refused.value.code == code
 
 
-@pytest.mark.parametrize("status", [429, 500])
-async def test_the_client_retries_after_as_long_as_it_is_told(emulator: EmulatorServer, status: int) -> None:
+@both_clients
+async def test_silence_is_a_time_out(emulator: EmulatorServer, write: Write) -> None:
+    emulator.play(FaultScript((Rule(Silence()),)))
+    with pytest.raises(openai.APITimeoutError):
+        await write(emulator, "a", timeout=0.1)
+
+
+@both_clients
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+async def test_a_client_tries_again_as_soon_as_it_is_told_and_stores_once(
+    emulator: EmulatorServer, write: Write, status: int
+) -> None:
     emulator.play(FaultScript((Rule(Status(status=status, headers={"retry-after-ms": "1"}), when=When(first=2)),)))
-    async with AsyncOpenAI(api_key=KEY, base_url=emulator.base_url, max_retries=2) as client:
-        await client.conversations.items.create("conv_xxx", items=[says("once")])
-    assert emulator.store.conversations["conv_xxx"].texts() == ["once"]
+    await write(emulator, "once", max_retries=2)
+    assert stored(emulator) == ["once"]
     assert emulator.stats()["requests"]["create_items"] == {"200": 1, str(status): 2}
 
 
-async def test_a_client_that_retries_after_a_cut_stores_twice(emulator: EmulatorServer) -> None:
+@both_clients
+async def test_a_client_gives_up_after_as_many_retries_as_it_was_given(emulator: EmulatorServer, write: Write) -> None:
+    emulator.play(FaultScript((Rule(Status(status=429, headers={"retry-after-ms": "1"})),)))
+    with pytest.raises(openai.RateLimitError):
+        await write(emulator, "never", max_retries=3)
+    assert applied(emulator) == [4]
+
+
+@both_clients
+async def test_a_client_waits_out_a_throttle(emulator: EmulatorServer, write: Write) -> None:
+    emulator.play(FaultScript((Rule(RateThrottle(requests_per_second=20, retry_after_ms=60)),)))
+    await asyncio.gather(*(write(emulator, text, max_retries=20) for text in "abcdef"))
+    assert sorted(stored(emulator)) == list("abcdef")
+    assert applied(emulator)[0] >= 1
+
+
+@both_clients
+async def test_a_client_obeys_should_retry_either_way(emulator: EmulatorServer, write: Write) -> None:
+    def told(answer: str, status: int) -> Rule:
+        headers = {"retry-after-ms": "1", "x-should-retry": answer}
+        return Rule(Status(status=status, headers=headers), when=When(first=1))
+
+    emulator.play(FaultScript((told("false", 500),)))
+    with pytest.raises(openai.InternalServerError):
+        await write(emulator, "never", max_retries=2)
+    emulator.play(FaultScript((told("true", 400),)))
+    await write(emulator, "once", max_retries=2)
+    assert stored(emulator) == ["once"]
+
+
+@both_clients
+async def test_a_client_that_retries_after_a_cut_stores_twice(emulator: EmulatorServer, write: Write) -> None:
     """The API has no idempotency key: this is the trouble that delivery has to settle by reading back."""
     emulator.play(FaultScript((Rule(Cut(stores="all"), when=When(first=1)),)))
-    async with AsyncOpenAI(api_key=KEY, base_url=emulator.base_url, max_retries=1) as client:
-        await client.conversations.items.create("conv_xxx", items=[says("twice")])
-    assert emulator.store.conversations["conv_xxx"].texts() == ["twice", "twice"]
+    await write(emulator, "twice", max_retries=1)
+    assert stored(emulator) == ["twice", "twice"]

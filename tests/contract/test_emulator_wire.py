@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -40,6 +41,10 @@ from service.emulator.faults import (
     WrongPath,
 )
 from service.emulator.server import EmulatorServer
+from service.emulator.store import Store
+
+# `convoy emulator` and the demo run on uvloop, the fixture on asyncio's own loop.
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 CONVERSATION = "conv_a"
 ITEMS = f"/v1/conversations/{CONVERSATION}/items"
@@ -511,23 +516,16 @@ async def test_two_emulators_share_nothing() -> None:
         assert not other.store.conversations
 
 
-COMMAND = """
-import asyncio, pathlib, sys
-from service.commands.emulator import run_emulator
-faults = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None
-sys.exit(asyncio.run(run_emulator(
-    host="127.0.0.1", port=0, key=None, latency_seconds=0.0, faults_file=faults, seed=0, create_on_write=True,
-)))
-"""
+COMMAND = (sys.executable, "-m", "service", "emulator", "--port", "0")
 
 
 async def test_the_command_prints_its_address_once_it_listens_and_ends_on_sigterm() -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", COMMAND, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(*COMMAND, "--prefix", "api/v2"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     base_url = (await process.stdout.readline()).decode().strip()
-    host, port = base_url.removeprefix("http://").removesuffix("/v1").split(":")
+    host, port = base_url.removeprefix("http://").removesuffix("/api/v2").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     process.terminate()
     out, err = await process.communicate()
@@ -535,11 +533,34 @@ async def test_the_command_prints_its_address_once_it_listens_and_ends_on_sigter
     assert (process.returncode, out, err) == (0, b"", b"")
 
 
+async def test_the_commands_options_are_obeyed(tmp_path: Any) -> None:
+    script = tmp_path / "faults.toml"
+    script.write_text('[[rules]]\nmatch = { text = "nine" }\neffect = { kind = "status", status = 418 }\n')
+    process = await asyncio.create_subprocess_exec(
+        *(*COMMAND, "--key", "sk-x", "--latency", "0.2", "--faults", str(script), "--seed", "7"),
+        *("--timestamps-in-seconds", "--create-on-write"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    base_url = (await process.stdout.readline()).decode().strip()
+    async with httpx.AsyncClient(base_url=base_url, headers={"Authorization": "Bearer sk-x"}, trust_env=False) as http:
+        began = time.monotonic()
+        created = (await http.post("/conversations", json={})).json()
+        assert time.monotonic() - began >= 0.2
+        assert created["id"] == Store(seed=7).create_conversation(now_ms=0).id
+        assert abs(created["created_at"] - time.time()) < 60
+        assert (await http.post("/conversations/conv_new/items", json=says("eight"))).status_code == 200
+        assert (await http.post("/conversations/conv_new/items", json=says("nine"))).status_code == 418
+        assert (await http.get("/conversations/conv_new", headers={"Authorization": "Bearer x"})).status_code == 401
+    process.terminate()
+    assert await process.wait() == 0
+
+
 async def test_the_command_refuses_a_script_it_cannot_play(tmp_path: Any) -> None:
     path = tmp_path / "faults.toml"
     path.write_text("[[rules]]\neffect = { kind = 'cat' }\n")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", COMMAND, str(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(*COMMAND, "--faults", str(path)), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, err = await process.communicate()
     assert (process.returncode, out) == (2, b"")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from service.emulator.fault_play import Arrival, Decision, FaultPlay, Scripted
+from service.emulator.fault_play import LOCK_BUSY, Arrival, Decision, FaultPlay, Scripted
 from service.emulator.faults import (
     ConcurrencyThrottle,
     Cut,
@@ -132,8 +132,8 @@ def test_chance_repeats_with_the_seed_and_is_a_rules_own() -> None:
 
 
 def test_latencies_add_up_and_pass_the_request_on() -> None:
-    played = play(Rule(Latency(0.5)), Rule(Latency(0.25)), Rule(Latency(2.0, when_done=True)), Rule(Cut()))
-    assert decide(played) == Decision(Cut(), 0.75, 2.0)
+    played = play(Rule(Latency(0.5)), Rule(Latency(0.25)), Rule(Latency(2.0, when_done=True)), Rule(Cut(), name="cut"))
+    assert decide(played) == Decision(Cut(), 0.75, 2.0, rule="cut")
 
 
 def test_latencies_are_drawn_from_their_distribution() -> None:
@@ -318,3 +318,61 @@ def test_a_mistake_in_code_is_named_too(make: Any, field: str) -> None:
 def test_every_effect_can_be_written_in_a_file() -> None:
     for effect in Effect.__args__:
         assert msgspec.inspect.type_info(effect).tag_field == "kind"  # type: ignore[attr-defined]
+
+
+def on(played: FaultPlay) -> list[str]:
+    return [switch.id for switches in played.switches() for switch in switches if switch.on]
+
+
+def test_a_rule_that_is_switched_off_is_no_rule_and_goes_on_where_it_would_be() -> None:
+    played = play(Rule(Status(status=500), when=When(first=2)), Rule(Status(status=503)))
+    assert status_of(decide(played)) == 500
+    played.switch("0", on=False, now=101.0)
+    assert [status_of(decide(played)) for _ in range(3)] == [503] * 3
+    assert on(played) == ["1"]
+    played.switch("0", on=True, now=102.0)
+    assert [status_of(decide(played)) for _ in range(2)] == [500, 503]
+
+
+def test_an_everyday_fault_is_off_until_wanted_comes_first_and_begins_anew() -> None:
+    everyday = [Rule(Status(status=429), when=When(first=1), name="once"), Rule(Latency(1.0), name="slow")]
+    played = FaultPlay(FaultScript((Rule(Status(status=500)),)), now=100.0, everyday=everyday)
+    assert status_of(decide(played)) == 500
+    for _ in range(2):
+        played.switch("everyday-0", on=True, now=100.0)
+        assert [status_of(decide(played)) for _ in range(2)] == [429, 500]
+        assert decide(played).rule == "rules[0]"
+        played.switch("everyday-0", on=False, now=100.0)
+        assert status_of(decide(played)) == 500
+    assert [count["rule"] for count in played.counts()] == ["rules[0]", "once"]
+
+
+def test_switching_on_what_is_on_changes_nothing() -> None:
+    played = FaultPlay(now=100.0, everyday=[Rule(Status(status=429), when=When(first=1), name="once")])
+    played.switch("everyday-0", on=True, now=100.0)
+    assert status_of(decide(played)) == 429
+    played.switch("everyday-0", on=True, now=100.0)
+    assert status_of(decide(played)) is None
+
+
+def test_another_script_switches_everything_else_off() -> None:
+    played = FaultPlay(now=100.0, everyday=[Rule(Status(status=429), name="x")])
+    played.switch("everyday-0", on=True, now=100.0)
+    played.switch(LOCK_BUSY, on=True, now=100.0)
+    assert on(played) == [LOCK_BUSY, "everyday-0"]
+    played.play(FaultScript(), now=101.0)
+    assert on(played) == []
+    assert decide(played) == Decision()
+
+
+def test_locking_busy_conversations_can_be_switched() -> None:
+    busy = Arrival("create_items", "conv_a", busy=True)
+    played = play(lock_busy=True)
+    assert error_of(decide(played, busy))["code"] == "conversation_locked"
+    played.switch(LOCK_BUSY, on=False, now=101.0)
+    assert decide(played, busy) == Decision()
+
+
+def test_there_is_no_switch_of_another_name() -> None:
+    with pytest.raises(LookupError):
+        play().switch("everyday-0", on=True, now=100.0)

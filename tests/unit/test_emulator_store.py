@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import timeit
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.emulator.store import Conversation, Item, NewItem, Store, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 USER_SAYS = NewItem("user", [{"type": "input_text", "text": "hello"}], {})
 
@@ -107,3 +114,28 @@ def test_text_is_all_text_of_all_parts() -> None:
     assert text_of(parts) == "ab"
     assert text_of(None) == ""
     assert text_of([1, {"text": 2}]) == ""
+
+
+def best_seconds(work: Callable[[], object], *, times: int = 200) -> float:
+    return min(timeit.repeat(work, number=1, repeat=times))
+
+
+def test_work_costs_the_same_however_much_is_stored() -> None:
+    """A look at every item would cost two hundred times as much; what is allowed for is memory that is far away."""
+
+    def costs(size: int) -> dict[str, float]:
+        store = Store()
+        conversation = store.create_conversation(now_ms=0)
+        items = [item for _ in range(size // 100) for item in store.append(conversation, [USER_SAYS] * 100, now_ms=0)]
+        middle = items[size // 2]
+        page = functools.partial(store.page, conversation, limit=20)
+        return {
+            "append": best_seconds(lambda: store.append(conversation, [USER_SAYS] * 20, now_ms=0)),
+            "find": best_seconds(lambda: store.item(conversation, middle.id)),
+            "newest": best_seconds(lambda: page(after=None, newest_first=True)),
+            "behind the middle": best_seconds(lambda: page(after=middle, newest_first=False)),
+            "delete": best_seconds(lambda: store.delete_item(items.pop())),
+        }
+
+    few, many = costs(1000), costs(200_000)
+    assert {work: many[work] / few[work] for work in few if many[work] > 10 * few[work]} == {}

@@ -37,6 +37,8 @@ KNOWN_ONLY_IN = {
     "typer": {"cli"},
     "rich": {"commands"},
     "uvicorn": {"ops", "emulator"},
+    "jinja2": {"emulator"},
+    "pytest": {"emulator"},
     "prometheus_client": {"ops", "commands"},
     "pydantic_settings": {"settings"},
 }
