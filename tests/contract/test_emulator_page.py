@@ -210,13 +210,29 @@ async def test_another_sites_form_switches_nothing(desk: Desk, browser: Browser,
     assert not any(one.on for switches in desk.emulator.faults.switches() for one in switches)
 
 
+@contextlib.asynccontextmanager
+async def another_site(html: str) -> AsyncIterator[str]:
+    """Serve one page, whatever is asked for, at the address given."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {len(html)}\r\nconnection: close"
+        writer.write(f"{head}\r\n\r\n{html}".encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
 async def test_a_page_cannot_be_framed_by_another_site(desk: Desk, browser: Browser) -> None:
-    async with await browser.new_context() as context:
+    frames = "".join(f'<iframe src="{desk.emulator.origin}{path}"></iframe>' for path in ("/openapi.json", "/"))
+    async with another_site(frames) as elsewhere, await browser.new_context() as context:
         page = await context.new_page()
-        frame = f'<iframe src="{desk.emulator.origin}/"></iframe>'
-        await page.route("http://elsewhere.invalid/", lambda route: route.fulfill(body=frame, content_type="text/html"))
-        await page.goto("http://elsewhere.invalid/")
-        assert page.frames[1].url.startswith("chrome-error:")
+        await page.goto(elsewhere)
+        _, description, itself = page.frames
+        assert description.url == f"{desk.emulator.origin}/openapi.json"
+        assert itself.url.startswith("chrome-error:")
 
 
 async def test_long_conversations_and_lists_are_read_page_by_page(desk: Desk) -> None:
@@ -251,6 +267,8 @@ async def test_it_fits_a_telephone(desk: Desk) -> None:
     await desk.open(f"/?conversation=conv_{'x' * 120}")
     await expect(desk.page.locator("article")).to_be_visible()
     assert await desk.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    cut_off = "[...document.querySelectorAll('p, h2')].filter((text) => text.scrollWidth > text.clientWidth)"
+    assert await desk.page.evaluate(f"{cut_off}.map((text) => text.outerHTML)") == []
 
 
 async def test_an_emulator_that_is_gone_is_said_to_be(desk: Desk) -> None:
