@@ -27,7 +27,9 @@ from service.core.flood import FloodGuard
 from service.core.grouper import Grouper
 from service.core.limiter import Limiter
 from service.core.readback import Cursors
+from service.kafka.access import needed, opened
 from service.kafka.connection import KafkaError
+from service.kafka.diagnosis import why_unreachable
 from service.kafka.intake import Intake
 from service.kafka.ledger import Ledger, LogError
 from service.kafka.ledger_log import KafkaLedgerLog
@@ -40,7 +42,7 @@ from service.ops.http import OpsApp
 from service.ops.metrics import Metrics
 from service.pump import Pump
 from service.schemas import asyncapi
-from service.settings import Settings, SettingsError, load
+from service.settings import Settings, SettingsError, load, read_key
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -50,10 +52,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_RETRY_SECONDS = 2.0
+CONNECT_RETRY_MAX_SECONDS = 15.0
+"""Where brokers refuse our credentials: asking often may lock an account."""
+ASK_SECONDS = 15.0
+"""To learn which topics and rights there are."""
+CREDENTIALS_LOOK_SECONDS = 5.0
+KEY_LOOK_SECONDS = 2.0
+"""Between looks at the file that holds the API's key."""
 STOP_SECONDS = 5.0
 """To leave the group and close connections, once drained: a broker that is away must not keep us."""
 REGULATE_SECONDS = 0.25
 STATUS_CONVERSATIONS = 10
+
+
+class _NotAllowedError(Exception):
+    """Topics or rights are missing; the message says which and what to do."""
 
 
 def boot_clock() -> float:
@@ -117,6 +130,7 @@ class Service:
         )
         membership = Membership(settings.kafka, self.clock, boot_clock, broken=self.fail)
         self.health.idle_seconds = membership.idle_seconds
+        self.lease_valid = membership.lease_valid
         self.pump = Pump(
             settings,
             self.grouper,
@@ -149,6 +163,8 @@ class Service:
         )
         self.health.problem = self.intake.problem
         self.intake.held = self._hold
+        self.outlet.refused = lambda topic, why: self.health.trouble(f"writing {topic}", why)
+        self.outlet.stored = lambda topic: self.health.mended(f"writing {topic}")
         self.health.circuit_reason = lambda: self.circuit.reason
         self.listener = AsgiListener(
             OpsApp(self.metrics.registry, self.health, self.status, lambda: asyncapi(settings.kafka, __version__)),
@@ -170,9 +186,11 @@ class Service:
         self._listening = True
         await self.conversations.__aenter__()
         self._spawn(self.pump.run(), "pump")
+        self._spawn(self._watch_key(), "key")
         await self._connect()
         self.health.waiting_for = "the consumer group"
         self._spawn(self._keep_house(), "housekeeping")
+        self._spawn(self._watch_credentials(), "credentials")
         self._spawn(self.intake.watch_ends(), "ends of partitions")
 
     async def drain(self) -> None:
@@ -207,27 +225,74 @@ class Service:
 
     async def _connect(self) -> None:
         kafka = self.settings.kafka
-        topics = [kafka.reply_topic, kafka.dead_letter_topic, kafka.events_topic]
-        if kafka.ledger_topic:
-            topics.append(kafka.ledger_topic)
         told = ""
+        pause = CONNECT_RETRY_SECONDS
         while True:
             try:
-                await self.outlet.start(topics)
+                await self._look_whether_allowed()
+                await self.outlet.start(list(needed(kafka)))
                 await self.outlet.learn(self.settings.allowed_reply_topics)
                 if self.ledger is not None:
                     await self.ledger.start()
             except TopicMissingError as missing:
                 waiting_for = f"topic {missing} (create it: convoy topics)"
-            except (KafkaError, OSError, LogError) as error:
-                waiting_for = f"a broker at {kafka.bootstrap_servers} ({type(error).__name__})"
+            except _NotAllowedError as gaps:
+                waiting_for = str(gaps)
+            except (KafkaError, OSError, LogError, TimeoutError) as error:
+                trouble = await why_unreachable(kafka)
+                waiting_for = f"a broker at {kafka.bootstrap_servers} ({trouble or type(error).__name__})"
+                if trouble is not None and trouble.is_ours:
+                    pause = min(pause * 2, CONNECT_RETRY_MAX_SECONDS)
             else:
                 return
             self.health.waiting_for = waiting_for
             if waiting_for != told:
                 log.warning("waiting", extra={"for": waiting_for})
                 told = waiting_for
-            await asyncio.sleep(CONNECT_RETRY_SECONDS)
+            await asyncio.sleep(pause)
+
+    async def _look_whether_allowed(self) -> None:
+        """Look for topics and rights before anything is begun: who may not write replies must not read events."""
+        kafka = self.settings.kafka
+        async with asyncio.timeout(ASK_SECONDS), opened(kafka) as access:
+            gaps = await access.missing(needed(kafka), kafka.group_id)
+        if gaps:
+            raise _NotAllowedError("; ".join(map(str, gaps)))
+
+    async def _watch_credentials(self) -> None:
+        """Where the group has not heard us for a session, tell whether brokers refuse who we are."""
+        told = None
+        while True:
+            await asyncio.sleep(CREDENTIALS_LOOK_SECONDS)
+            trouble = None
+            if self.health.waiting_for is None and not self.lease_valid():
+                trouble = await why_unreachable(self.settings.kafka)
+            if trouble is None or not trouble.is_ours:
+                if self.health.mended("credentials"):
+                    log.info("brokers let us in again")
+                    told = None
+            elif self.health.trouble("credentials", str(trouble)) and trouble != told:
+                log.error("brokers do not let us in, trying again", extra={"error": str(trouble)})
+                told = trouble
+
+    async def _watch_key(self) -> None:
+        """Use a key that was changed in its file from the next request on."""
+        file, key = self.settings.api.key_file, self.settings.api.key.get_secret_value()
+        told = ""
+        while file is not None:
+            await asyncio.sleep(KEY_LOOK_SECONDS)
+            try:
+                fresh = await asyncio.to_thread(read_key, file)
+            except ValueError as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("the key file cannot be used; the key read before is used on", extra={"error": told})
+                continue
+            told = ""
+            if fresh != key:
+                key = fresh
+                self.conversations.use_key(key)
+                log.info("the API key was changed")
 
     async def _keep_house(self) -> None:
         """Commit and regulate, each at its own pace."""

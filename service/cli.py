@@ -102,6 +102,19 @@ def config(
 
 
 @cli.command()
+def check(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+    round_trip: Annotated[
+        str, typer.Option(metavar="TOPIC", help="Write one empty record to this topic, and read it back.")
+    ] = "",
+) -> None:
+    """Check settings, brokers, topics, rights, API and key before a start; changes nothing."""
+    from service.commands.check import check as run_checks  # noqa: PLC0415
+
+    raise typer.Exit(run_checks(as_json=json, round_trip_topic=round_trip))
+
+
+@cli.command()
 def topics(
     partitions: Annotated[int, typer.Option(min=1, max=10_000, help="Partitions of each topic.")] = 12,
     replication_factor: Annotated[

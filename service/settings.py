@@ -7,11 +7,13 @@ secret files. This module knows names, defaults, bounds and contradictions; it b
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import re
+import ssl
 from datetime import UTC, datetime, timedelta
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_origin
 from urllib.parse import urlsplit
 
@@ -23,11 +25,18 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo  # noqa: TC002 - kept beside the models it describes
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +48,8 @@ NOT_SETTINGS = re.compile(
     r"CONVOY_TEST_|CONVOY_SOAK$|CONVOY_CACHE$|CONVOY_MAVEN_|CONVOY_REQUIRE_|CONVOY_HELM$|CONVOY_KUBECONFORM$"
 )
 """Variables of the project's own tests and tools."""
+SECRETS_DIR = "CONVOY_SECRETS_DIR"
+"""A folder of mounted secrets: files named like variables."""
 SERVICE_LINK = re.compile(r"CONVOY(_[A-Z0-9_]+)?_(PORT|SERVICE_HOST|SERVICE_PORT)(_|$)")
 """What Kubernetes sets in every pod for a Service called ``convoy…`` unless ``enableServiceLinks`` is false."""
 DEFAULT_BASE_URL = "https://dashscope-intl.aliyuncs.com/api/v2/apps/protocols/compatible-mode/v1"
@@ -48,6 +59,14 @@ LATE_LANDING_SECONDS = 5.0
 """How long after a request was given up the API may still store it."""
 MAX_ITEMS_PER_REQUEST = 20
 ACCEPT_GAP_AT_MOST = timedelta(days=1)
+MAX_SECRET_BYTES = 64 << 10
+"""Of a file that holds a key or a token; a larger one is not what it is taken for."""
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, section 5.6.2."""
+SENT_BY_US = frozenset(
+    {"authorization", "host", "connection", "content-length", "content-type", "transfer-encoding", "user-agent"}
+)
+MASK = "**********"
 
 
 class SettingsError(Exception):
@@ -94,13 +113,49 @@ class KafkaSettings(Group):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How brokers are spoken to."
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="Used with SASL_*.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "PLAIN", description="Used with SASL_*."
+    )
     sasl_username: str = Field("", description="User of PLAIN and SCRAM.")
     sasl_password: SecretStr = Field(SecretStr(""), description="Password of PLAIN and SCRAM.")
+    sasl_oauth_token_file: Path | None = Field(
+        None, description="OAUTHBEARER: file that holds the token; read again at each connection."
+    )
+    sasl_oauth_token_url: str = Field(
+        "", description="OAUTHBEARER: token endpoint (https) for client credentials, instead of a file."
+    )
+    sasl_oauth_client_id: str = Field("", description="Client of the token endpoint.")
+    sasl_oauth_client_secret: SecretStr = Field(SecretStr(""), description="Its secret.")
+    sasl_oauth_scope: str = Field("", description="Scope asked for, if any.")
+    sasl_oauth_ca_file: Path | None = Field(
+        None, description="Certificate authorities of the token endpoint; default: the system's."
+    )
+    sasl_oauth_extensions: dict[str, str] = Field(
+        default_factory=dict, description="SASL extensions that some brokers ask for; a JSON object."
+    )
     ssl_ca_file: Path | None = Field(None, description="Certificate authorities to trust; default: the system's.")
     ssl_cert_file: Path | None = Field(None, description="Client certificate.")
     ssl_key_file: Path | None = Field(None, description="Its key.")
     ssl_key_password: SecretStr = Field(SecretStr(""), description="Password of an encrypted key.")
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",")]
+        for server in servers:
+            host, colon, port = server.rpartition(":")
+            if not host or not colon or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535):
+                raise ValueError(f"{server or 'nothing'!r} is not host:port")
+        return ",".join(servers)
+
+    @field_validator("sasl_oauth_token_url")
+    @classmethod
+    def _is_safe_url(cls, value: str) -> str:
+        if value:
+            _check_url(value)
+            if not value.startswith("https:") and not is_loopback(value):
+                raise ValueError("must be https: the client's secret goes there")
+        return value
 
     @model_validator(mode="after")
     def _times_fit(self) -> KafkaSettings:
@@ -111,15 +166,89 @@ class KafkaSettings(Group):
             raise ValueError(
                 "KAFKA__EVENTS_TOPIC, KAFKA__REPLY_TOPIC, KAFKA__DEAD_LETTER_TOPIC and KAFKA__LEDGER_TOPIC must differ"
             )
-        if self.security_protocol.startswith("SASL") and not (
-            self.sasl_username and self.sasl_password.get_secret_value()
-        ):
-            raise ValueError("KAFKA__SECURITY_PROTOCOL with SASL needs KAFKA__SASL_USERNAME and KAFKA__SASL_PASSWORD")
         if self.ledger_accept_gap is not None and self.ledger_accept_gap > datetime.now(UTC) + ACCEPT_GAP_AT_MOST:
             raise ValueError("KAFKA__LEDGER_ACCEPT_GAP must be at most a day ahead: it is for one gap, not for all")
+        return self
+
+    @model_validator(mode="after")
+    def _credentials_fit(self) -> KafkaSettings:
+        by_password = self.sasl_username or self.sasl_password.get_secret_value()
+        by_client = self.sasl_oauth_token_url or self.sasl_oauth_client_id
+        if not self.uses_sasl:
+            if by_password or by_client or self.sasl_oauth_token_file is not None:
+                raise ValueError(
+                    f"KAFKA__SECURITY_PROTOCOL is {self.security_protocol}, which uses no KAFKA__SASL_* credentials: "
+                    "SASL_SSL was meant, or they are to be removed"
+                )
+        elif self.sasl_mechanism != "OAUTHBEARER":
+            if not (self.sasl_username and self.sasl_password.get_secret_value()):
+                raise ValueError(
+                    "KAFKA__SECURITY_PROTOCOL with SASL needs KAFKA__SASL_USERNAME and KAFKA__SASL_PASSWORD"
+                )
+        elif (self.sasl_oauth_token_file is not None) == bool(by_client):
+            raise ValueError(
+                "KAFKA__SASL_MECHANISM OAUTHBEARER needs either KAFKA__SASL_OAUTH_TOKEN_FILE or "
+                "KAFKA__SASL_OAUTH_TOKEN_URL with client id and secret"
+            )
+        elif by_client and not (
+            self.sasl_oauth_token_url and self.sasl_oauth_client_id and self.sasl_oauth_client_secret.get_secret_value()
+        ):
+            raise ValueError(
+                "KAFKA__SASL_OAUTH_TOKEN_URL, KAFKA__SASL_OAUTH_CLIENT_ID and KAFKA__SASL_OAUTH_CLIENT_SECRET "
+                "go together"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_fit(self) -> KafkaSettings:
         if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
             raise ValueError("KAFKA__SSL_CERT_FILE and KAFKA__SSL_KEY_FILE go together")
+        if not self.uses_tls and (self.ssl_ca_file is not None or self.ssl_cert_file is not None):
+            raise ValueError(
+                f"KAFKA__SECURITY_PROTOCOL is {self.security_protocol}, which encrypts nothing and uses no "
+                "KAFKA__SSL_* files: SSL or SASL_SSL was meant, or they are to be removed"
+            )
+        self.ssl_context()
+        if self.sasl_oauth_ca_file is not None:
+            trust(self.sasl_oauth_ca_file, "KAFKA__SASL_OAUTH_CA_FILE")
         return self
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.security_protocol in {"SSL", "SASL_SSL"}
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether a connection begins with credentials."""
+        return self.security_protocol.startswith("SASL_")
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """What brokers' certificates are checked by, names included, and what we show them; no TLS: none.
+
+        Raises:
+            ValueError: a file cannot be used; the message names the setting.
+        """
+        if not self.uses_tls:
+            return None
+        context = trust(self.ssl_ca_file, "KAFKA__SSL_CA_FILE")
+        if self.ssl_cert_file is not None and self.ssl_key_file is not None:
+            for file, name in ((self.ssl_cert_file, "CERT"), (self.ssl_key_file, "KEY")):
+                read_small(file, f"KAFKA__SSL_{name}_FILE")
+            password = self.ssl_key_password.get_secret_value()
+            try:
+                # A function: without any password OpenSSL would ask for one at the terminal.
+                context.load_cert_chain(self.ssl_cert_file, self.ssl_key_file, password=lambda: password)
+            except ssl.SSLError as error:
+                if error.reason == "KEY_VALUES_MISMATCH":
+                    raise ValueError("KAFKA__SSL_KEY_FILE is not the key of KAFKA__SSL_CERT_FILE") from None
+                if b"ENCRYPTED" in self.ssl_key_file.read_bytes():
+                    what = "does not open" if password else "is missing: it is needed for"
+                    raise ValueError(f"KAFKA__SSL_KEY_PASSWORD {what} KAFKA__SSL_KEY_FILE") from None
+                raise ValueError(
+                    "KAFKA__SSL_CERT_FILE and KAFKA__SSL_KEY_FILE are no certificate and key in PEM form"
+                ) from None
+        return context
 
 
 class ApiSettings(Group):
@@ -133,22 +262,40 @@ class ApiSettings(Group):
     connect_timeout_seconds: float = Field(5, gt=0, le=60, description="For name, TCP and TLS together.")
     total_timeout_seconds: float = Field(20, gt=0, le=600, description="For a whole attempt, slow answers included.")
     ca_file: Path | None = Field(None, description="Certificate authorities to trust; default: the system's.")
-    proxy: str = Field("", description="HTTP proxy for the API, http://host:port.")
-    extra_headers: dict[str, str] = Field(default_factory=dict, description="Sent with each request; a JSON object.")
+    proxy: str = Field("", repr=False, description="HTTP proxy for the API, http://[user:password@]host:port.")
+    extra_headers: dict[str, SecretStr] = Field(
+        default_factory=dict, description="Sent with each request; a JSON object. Values are not shown."
+    )
 
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("must be an http(s) URL without query")
+        _check_url(value)
         return value.rstrip("/")
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_proxy(cls, value: str) -> str:
+        if value:
+            _check_url(value, user=True)
+            if urlsplit(value).path.strip("/"):
+                raise ValueError("must be http://host:port, without a path")
+        return value
+
+    @field_serializer("proxy")
+    def _without_password(self, value: str) -> str:
+        user, at, host = value.rpartition("@")
+        return f"{user.partition('://')[0]}://{MASK}@{host}" if at else value
 
     @field_validator("extra_headers")
     @classmethod
-    def _no_key_in_headers(cls, value: dict[str, str]) -> dict[str, str]:
-        if any(name.lower() == "authorization" for name in value):
-            raise ValueError("the key belongs in API__KEY, not in a header that would be shown")
+    def _can_be_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, content in value.items():
+            if name.lower() in SENT_BY_US:
+                raise ValueError(f"{name} is not to be set here; the key belongs in API__KEY")
+            text = content.get_secret_value()
+            if not HEADER_NAME.fullmatch(name) or not (text.isascii() and text.isprintable()):
+                raise ValueError(f"{name!a} or its value holds a character that no header may carry")
         return value
 
     @model_validator(mode="after")
@@ -156,20 +303,22 @@ class ApiSettings(Group):
         if self.key.get_secret_value() and self.key_file is not None:
             raise ValueError("API__KEY and API__KEY_FILE exclude each other")
         if self.key_file is not None:
-            try:
-                text = self.key_file.read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise ValueError(f"API__KEY_FILE cannot be read: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise ValueError("API__KEY_FILE is no text") from None
-            self.key = SecretStr(text)
+            self.key = SecretStr(read_key(self.key_file))
         host = urlsplit(self.base_url).hostname or ""
         if not self.key.get_secret_value() and (host == "aliyuncs.com" or host.endswith(".aliyuncs.com")):
             self.key = SecretStr(os.environ.get("DASHSCOPE_API_KEY", ""))
-        key = self.key.get_secret_value()
-        if key and not (key.isascii() and key.isprintable() and " " not in key):
-            raise ValueError("API__KEY holds a character that no header may carry")
+        _check_key(self.key.get_secret_value())
+        if self.ca_file is not None:
+            self.ssl_context()
         return self
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """What the API's certificate is checked by.
+
+        Raises:
+            ValueError: ``CA_FILE`` cannot be used.
+        """
+        return trust(self.ca_file, "API__CA_FILE")
 
 
 class BatchSettings(Group):
@@ -193,18 +342,21 @@ class DeliverySettings(Group):
     max_concurrency: int = Field(256, ge=1, le=10_000, description="Requests in flight at most.")
     start_concurrency: int = Field(32, ge=1, le=10_000, description="Requests in flight to begin with.")
     max_requests_per_second: float | None = Field(
-        None, gt=0, description="Fixed limit; none: what the API bears is found out."
+        None, gt=0, le=1_000_000, description="Fixed limit; none: what the API bears is found out."
     )
     max_attempts: int = Field(
         8, ge=1, le=1000, description="Failures, while others get through, before one conversation is given up."
     )
     max_age_seconds: float = Field(
-        900, gt=0, description="How long they must have gone on, besides; what the circuit was open does not count."
+        900,
+        gt=0,
+        le=604_800,
+        description="How long they must have gone on, besides; what the circuit was open does not count.",
     )
     backoff_initial_seconds: float = Field(0.5, gt=0, le=60, description="First back-off, before jitter.")
     backoff_max_seconds: float = Field(60, gt=0, le=3600, description="Longest back-off.")
     settle_seconds: float | None = Field(
-        None, gt=0, description="When a request unheard of cannot land any more; none: API total + 7."
+        None, gt=0, le=86_400, description="When a request unheard of cannot land any more; none: API total + 7."
     )
     read_cursor_first: bool = Field(
         False, description="Ask a cold conversation for its newest item before writing to it."
@@ -231,11 +383,19 @@ class LimitsSettings(Group):
     max_buffered_events: int = Field(
         50_000, ge=100, le=10_000_000, description="Events read and without outcome; above, partitions pause."
     )
-    max_buffered_bytes: int = Field(128 << 20, ge=1 << 20, description="Their bytes.")
+    max_buffered_bytes: int = Field(128 << 20, ge=1 << 20, le=1 << 40, description="Their bytes.")
     max_uncommitted_events: int = Field(
-        500_000, ge=100, description="Events above the oldest one without outcome, over all partitions."
+        500_000, ge=100, le=100_000_000, description="Events above the oldest one without outcome, over all partitions."
     )
-    max_known_conversations: int = Field(100_000, ge=0, description="Conversations whose newest item id is remembered.")
+    max_known_conversations: int = Field(
+        100_000, ge=0, le=100_000_000, description="Conversations whose newest item id is remembered."
+    )
+    max_record_bytes: int = Field(
+        16 << 20,
+        ge=1024,
+        le=1 << 30,
+        description="Bytes of a record, key and headers included; a larger one is a dead letter.",
+    )
 
 
 class ReplySettings(Group):
@@ -255,7 +415,7 @@ class DeadLetterSettings(Group):
         None, gt=0, le=1, description="Greatest share of dead letters within the window; above, consumption stops."
     )
     flood_run: int | None = Field(
-        None, ge=1, description="Most dead letters with no delivery between; above, consumption stops."
+        None, ge=1, le=1_000_000, description="Most dead letters with no delivery between; above, consumption stops."
     )
     flood_window_seconds: float = Field(60, ge=1, le=86_400, description="Window of the share.")
     flood_counts_invalid: bool = Field(False, description="Whether records that are no events count too.")
@@ -312,6 +472,21 @@ class Settings(BaseSettings):
     log: LogSettings = Field(default_factory=LogSettings)
     shutdown: ShutdownSettings = Field(default_factory=ShutdownSettings)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - its signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the ``.env`` file, and that before mounted secrets."""
+        mounted = NestedSecretsSettingsSource(
+            file_secret_settings, secrets_dir_missing="error", secrets_dir_max_size=MAX_SECRET_BYTES
+        )
+        return init_settings, env_settings, dotenv_settings, mounted
+
     @model_validator(mode="after")
     def _groups_fit(self) -> Settings:
         total, drain = self.api.total_timeout_seconds, self.shutdown.drain_seconds
@@ -359,14 +534,101 @@ def load(*, need_key: bool = True) -> Settings:
     Raises:
         SettingsError: with one line that names the setting and the rule it breaks.
     """
-    _check_names({**dotenv_values(ENV_FILE), **os.environ})
+    given = {**dotenv_values(ENV_FILE), **os.environ}
+    _check_names(given)
+    folder = given.get(SECRETS_DIR) or None
     try:
-        settings = Settings()
+        secrets = _secret_files(folder)
+        _check_names(dict.fromkeys(secrets, ""), "the folder of CONVOY_SECRETS_DIR holds ")
+        settings = Settings(_secrets_dir=folder)
     except ValidationError as error:
         raise SettingsError("; ".join(_line(detail) for detail in error.errors(include_url=False))) from None
+    except (SourceError, OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{SECRETS_DIR}: {error}") from None
+    key = f"{PREFIX}API{DELIMITER}KEY"
+    if not any(name.upper() == key for name in given) and key in (names := {name.upper(): name for name in secrets}):
+        # Looked at again and again, like any key file, so that the key can be changed while the service runs.
+        settings.api.key_file = Path(folder or "") / names[key]
     if need_key and not settings.api.key.get_secret_value():
         raise SettingsError("CONVOY_API__KEY: no key (set it, or CONVOY_API__KEY_FILE)")
     return settings
+
+
+def unsafe(settings: Settings) -> list[str]:
+    """What is allowed and not safe, a line each that names the setting."""
+    kafka, api = settings.kafka, settings.api
+    found = []
+    if kafka.security_protocol == "SASL_PLAINTEXT":
+        what = {"PLAIN": "the password and ", "OAUTHBEARER": "the token and "}.get(kafka.sasl_mechanism, "")
+        found.append(
+            f"CONVOY_KAFKA__SECURITY_PROTOCOL=SASL_PLAINTEXT: {what}messages can be read on the way; use SASL_SSL"
+        )
+    elif kafka.security_protocol == "PLAINTEXT" and not all(
+        is_loopback(f"//{server}") for server in kafka.bootstrap_servers.split(",")
+    ):
+        found.append(
+            "CONVOY_KAFKA__SECURITY_PROTOCOL=PLAINTEXT: messages can be read on the way and nobody is asked who he is"
+        )
+    if api.base_url.startswith("http:") and not is_loopback(api.base_url):
+        found.append("CONVOY_API__BASE_URL without https: key and messages can be read on the way")
+    if kafka.ledger_accept_gap is not None:
+        found.append("CONVOY_KAFKA__LEDGER_ACCEPT_GAP is set: what was being sent may be stored twice; take it back")
+    return found
+
+
+def read_key(file: Path) -> str:
+    """The API key that a file holds.
+
+    Raises:
+        ValueError: it cannot be read, or holds what is no key; the message names the setting, not the content.
+    """
+    try:
+        text = read_small(file, "API__KEY_FILE").decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError("API__KEY_FILE is no text") from None
+    if not text:
+        raise ValueError("API__KEY_FILE holds no key")
+    _check_key(text)
+    return text
+
+
+def read_small(file: Path, name: str) -> bytes:
+    """The content of a file of the setting ``name``.
+
+    Raises:
+        ValueError: it cannot be read, or is far too large; the message names the setting.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_SECRET_BYTES:
+        raise ValueError(f"{name} is larger than {MAX_SECRET_BYTES} bytes")
+    return content
+
+
+def trust(ca_file: Path | None, name: str) -> ssl.SSLContext:
+    """A context that checks certificates and the names in them, by a file's authorities or the system's.
+
+    Raises:
+        ValueError: the file, that of the setting ``name``, cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except ssl.SSLError:
+        raise ValueError(f"{name} holds no certificates in PEM form") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def groups() -> dict[str, type[Group]]:
@@ -394,14 +656,37 @@ def variables() -> dict[str, FieldInfo]:
     }
 
 
-def _check_names(environment: Mapping[str, str | None]) -> None:
+def _check_url(value: str, *, user: bool = False) -> None:
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be an http(s) URL") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or port == 0:
+        raise ValueError("must be an http(s) URL without query")
+    if not user and "@" in parts.netloc:
+        raise ValueError("must hold no user or password: it is shown")
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise ValueError("must be an http(s) URL, and percent-encode what is not ASCII")
+
+
+def _check_key(key: str) -> None:
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError("API__KEY holds a character that no header may carry")
+
+
+def _secret_files(folder: str | None) -> list[str]:
+    return [] if folder is None else [entry.name for entry in Path(folder).iterdir() if entry.is_file()]
+
+
+def _check_names(environment: Mapping[str, str | None], where: str = "") -> None:
     known = variables()
     for given in sorted(environment):
         name = given.upper()
-        if not name.startswith(PREFIX) or NOT_SETTINGS.match(name):
+        if not name.startswith(PREFIX) or NOT_SETTINGS.match(name) or name == SECRETS_DIR:
             continue
         if name in known:
-            if get_origin(known[name].annotation) is dict:
+            if get_origin(known[name].annotation) is dict and not where:
                 _check_object(given, environment[given] or "")
             continue
         if SERVICE_LINK.match(name) and DELIMITER not in name:
@@ -411,7 +696,7 @@ def _check_names(environment: Mapping[str, str | None]) -> None:
             raise SettingsError(f"{given}: is a group; set its members, such as {members[0]}")
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise SettingsError(f"{given}: there is no such setting{hint}")
+        raise SettingsError(f"{where}{given}: there is no such setting{hint}")
 
 
 def _check_object(name: str, text: str) -> None:

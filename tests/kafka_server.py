@@ -291,6 +291,8 @@ class ContainerKafka(KafkaServer):
 class JvmKafka(KafkaServer):
     """Kafka's own jars on a JVM, with everything it stores in one folder."""
 
+    _java_options: Sequence[str] = ()
+
     def __init__(self, java: str, jars: Iterable[Path], *, port: int | None = None, heap_megabytes: int = 768) -> None:
         self._java = java
         self._classpath = os.pathsep.join(str(jar) for jar in jars)
@@ -400,6 +402,7 @@ class JvmKafka(KafkaServer):
             "-XX:TieredStopAtLevel=1",
             "-Djava.awt.headless=true",
             f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
+            *self._java_options,
             "-cp",
             self._classpath,
             main,
@@ -407,13 +410,7 @@ class JvmKafka(KafkaServer):
 
     def _lay_out(self) -> Path:
         folder = self._folder = Path(tempfile.mkdtemp(prefix="convoy-kafka-"))
-        properties = PROPERTIES | {
-            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "log.dirs": str(folder / "data"),
-        }
-        lines = "".join(f"{name}={value}\n" for name, value in properties.items())
+        lines = "".join(f"{name}={value}\n" for name, value in self._properties(folder).items())
         (folder / "server.properties").write_text(lines)
         (folder / "log4j2.properties").write_text(LOG4J)
         done = subprocess.run(
@@ -429,6 +426,14 @@ class JvmKafka(KafkaServer):
         if done.returncode != 0:
             raise KafkaStartError(f"{self.origin} cannot lay out its storage:\n{done.stdout}{done.stderr}")
         return folder
+
+    def _properties(self, folder: Path) -> dict[str, str]:
+        return PROPERTIES | {
+            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "log.dirs": str(folder / "data"),
+        }
 
     def _reap(self) -> None:
         # The watchdog goes first: it must not kill a process id that is somebody else's by then.
@@ -459,9 +464,12 @@ def find_kafka(port: int | None = None) -> KafkaServer:
         return ExistingKafka(existing)
     if host := _docker_host():
         return ContainerKafka(host, port)
-    return JvmKafka(
-        find_java(), fetch_jars(read_lock(), cache_folder() / f"kafka-{kafka_version()}" / "libs"), port=port
-    )
+    return JvmKafka(find_java(), kafka_jars(), port=port)
+
+
+def kafka_jars() -> list[Path]:
+    """Kafka's own jars, fetched where they are not there yet."""
+    return fetch_jars(read_lock(), cache_folder() / f"kafka-{kafka_version()}" / "libs")
 
 
 def container_image() -> str:

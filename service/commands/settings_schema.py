@@ -8,7 +8,7 @@ environment), ``x-unit`` (where the name ends in one) and ``x-secret``.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import SecretStr
 
@@ -52,7 +52,7 @@ def secrets() -> frozenset[tuple[str, str]]:
         (group, name)
         for group, model in groups().items()
         for name, field in model.model_fields.items()
-        if field.annotation is SecretStr
+        if SecretStr in {field.annotation, *get_args(field.annotation)}
     )
 
 
@@ -68,5 +68,5 @@ def _setting(group: str, name: str, schema: dict[str, Any]) -> dict[str, Any]:
             written["x-unit"] = unit
             break
     if (group, name) in secrets():
-        written["x-secret"] = True
+        written |= {"writeOnly": True, "x-secret": True}
     return written

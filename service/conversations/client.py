@@ -6,7 +6,6 @@ nothing. One client lives as long as the process.
 
 from __future__ import annotations
 
-import ssl
 import time
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -42,15 +41,14 @@ class Conversations:
         self._transport = AiohttpTransport(
             connect_timeout_seconds=settings.connect_timeout_seconds,
             total_timeout_seconds=settings.total_timeout_seconds,
-            ssl_context=ssl.create_default_context(cafile=str(settings.ca_file)) if settings.ca_file else None,
+            ssl_context=settings.ssl_context(),
             proxy=settings.proxy,
         )
         self._client = httpx.AsyncClient(
             transport=self._transport,
             base_url=settings.base_url,
             headers={
-                **settings.extra_headers,
-                "Authorization": f"Bearer {settings.key.get_secret_value()}",
+                **{name: value.get_secret_value() for name, value in settings.extra_headers.items()},
                 "Accept": "application/json",
                 "User-Agent": f"convoy/{version}",
             },
@@ -58,9 +56,15 @@ class Conversations:
         )
         self._url = httpx.URL(settings.base_url)
         self._path = self._url.raw_path.decode("ascii").rstrip("/")
-        self._post_headers = httpx.Headers({**self._client.headers, "Content-Type": "application/json"})
-        del self._post_headers["Accept-Encoding"], self._post_headers["Connection"]
-        self._get_headers = self._post_headers.copy()
+        self.use_key(settings.key.get_secret_value())
+
+    def use_key(self, key: str) -> None:
+        """Send ``key`` with every request that begins from now on."""
+        self._client.headers["Authorization"] = f"Bearer {key}"
+        post_headers = httpx.Headers({**self._client.headers, "Content-Type": "application/json"})
+        del post_headers["Accept-Encoding"], post_headers["Connection"]
+        self._post_headers = post_headers
+        self._get_headers = post_headers.copy()
         del self._get_headers["Content-Type"]
 
     async def __aenter__(self) -> Self:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetMetadataTooLargeError
@@ -24,8 +24,9 @@ from faststream.kafka.message import KafkaMessage
 from service.core.model import Refusal
 from service.core.recovery import Recovery
 from service.kafka import above
+from service.kafka.access import refusal
 from service.kafka.codec import decode, key_matches
-from service.kafka.connection import broker_security
+from service.kafka.connection import connection_arguments
 from service.kafka.ledger import LedgerStoppedError, LogError, NotOwnerError, digest_of
 from service.kafka.reading import committed_offsets
 
@@ -67,6 +68,8 @@ NOT_OWNER_RETRY_SECONDS = 5.0
 STOPPED_RETRY_SECONDS = 30.0
 """Between looks whether an operator has mended what keeps a partition from being read."""
 ASK_SECONDS = 15.0
+FAILED_POLL_SECONDS = 12.0
+"""FastStream waits 5 s after a poll that failed, and the next empty one proves nothing."""
 MAX_POLL_INTERVAL_MILLISECONDS = 300_000
 
 
@@ -122,10 +125,12 @@ class Intake:
         self.held: Callable[[], bool] = lambda: False
         """Whether reading is to stop altogether: the circuit is open, or the process is stopping."""
         self._accepted = metrics.counter("events_total", "accepted")
+        self._poll_failed_at = 0.0
         self._broker = _Broker(
             membership,
+            connection_arguments(settings.kafka),
+            self._polled,
             settings.kafka.bootstrap_servers.split(","),
-            security=broker_security(settings.kafka),
             client_id="convoy",
             consumer_only=True,
             apply_types=False,
@@ -157,6 +162,18 @@ class Intake:
     def broker(self) -> KafkaBroker:
         """FastStream's broker, for the application that starts and stops it."""
         return self._broker
+
+    def _polled(self, error: KafkaError | None, *, records: bool) -> None:
+        """Note how a poll ended: what keeps us from reading is told once, and shown until it is over."""
+        if error is not None:
+            self._poll_failed_at = self._clock()
+            why = refusal(error) or f"cannot read: {error!r}"
+            if self._health.trouble("reading", why):
+                log.error("cannot read, trying again", extra={"error": why})
+        elif self._poll_failed_at and (records or self._clock() - self._poll_failed_at > FAILED_POLL_SECONDS):
+            self._poll_failed_at = 0.0
+            self._health.mended("reading")
+            log.info("reading again")
 
     async def _take(self, records: tuple[ConsumerRecord[bytes, bytes], ...]) -> None:
         try:
@@ -438,8 +455,12 @@ class Intake:
                 lost = isinstance(error, CommitFailedError | IllegalStateError)
                 self._metrics.counter("commits_total", "refused" if lost else "failed").inc()
                 level = logging.INFO if lost else logging.WARNING
-                log.log(level, "positions not committed; what they cover is read again", extra={"error": repr(error)})
+                why = refusal(error)
+                if why is None or self._health.trouble("committing", why):
+                    words = "positions not committed; what they cover is read again"
+                    log.log(level, words, extra={"error": why or repr(error)})
                 return False
+            self._health.mended("committing")
             self._metrics.counter("commits_total", "ok").inc()
             self._committed.update(
                 {number: state for number, state in moved.items() if number in self._grouper.partitions}
@@ -543,22 +564,45 @@ class Intake:
         return found
 
 
-class _Broker(KafkaBroker):
-    """FastStream's broker, whose consumers are watched, and whose stop ends in time.
+class Polled(Protocol):
+    """Told how a poll ended."""
 
-    Without brokers aiokafka waits for ever to leave its group.
+    def __call__(self, error: KafkaError | None, *, records: bool) -> None:
+        """With what it failed, if it did, and whether it brought records."""
+
+
+class _Broker(KafkaBroker):
+    """FastStream's broker, whose consumers are watched and connect as ours do, and whose stop ends in time.
+
+    FastStream knows no token of OAUTHBEARER. Without brokers aiokafka waits for ever to leave its group.
     """
 
-    def __init__(self, membership: Membership, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, membership: Membership, connection: dict[str, Any], polled: Polled, *args: Any, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._membership = membership
+        self._arguments = connection
+        self._polled = polled
 
     async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
         build = await super()._connect()
 
         def build_watched(**arguments: Any) -> AIOKafkaConsumer:
-            consumer = build(**arguments)
+            consumer = build(**arguments | self._arguments)
             self._membership.watch(consumer)
+            getmany = consumer.getmany
+
+            async def told_getmany(*places: Any, **options: Any) -> Any:
+                try:
+                    records = await getmany(*places, **options)
+                except KafkaError as error:
+                    self._polled(error, records=False)
+                    raise
+                self._polled(None, records=bool(records))
+                return records
+
+            consumer.getmany = told_getmany
             return consumer
 
         self.config.broker_config.builder = build_watched

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
 
+from service.kafka.access import refusal
 from service.kafka.connection import connection_arguments
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Outlet:
         self._arguments = connection_arguments(settings)
         self._metrics = metrics
         self._fatal = fatal
+        self.refused: Callable[[str, str], bool] = lambda _topic, _why: True
+        """Told when we may not write to a topic, and why; says whether that is news."""
+        self.stored: Callable[[str], object] = lambda _topic: None
+        """Told when something was stored."""
         self._producer: AIOKafkaProducer | None = None
         self._renewing = asyncio.Lock()
         self._partitions: dict[str, list[int]] = {}
@@ -175,15 +180,18 @@ class Outlet:
                         await self._renew(producer)
                         continue
                     self._metrics.counter("output_failures_total", queue.topic).inc()
-                    log.warning(
-                        "outcomes cannot be stored, trying again",
-                        extra={"topic": queue.topic, "partition": queue.partition, "error": repr(error)},
-                    )
+                    why = refusal(error)
+                    if why is None or self.refused(queue.topic, why):
+                        log.warning(
+                            "outcomes cannot be stored, trying again",
+                            extra={"topic": queue.topic, "partition": queue.partition, "error": why or repr(error)},
+                        )
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, RETRY_MAX_SECONDS)
                     await self._renew(producer)
                 else:
                     pause, limit = RETRY_FIRST_SECONDS, None
+                    self.stored(queue.topic)
                     for _ in range(count):
                         stored = queue.waiting.popleft().stored
                         if stored is not None:

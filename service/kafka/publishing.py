@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaProducer
 
-from service.kafka.connection import connection_arguments
+from service.kafka.connection import KafkaError, connection_arguments
 from service.kafka.outlet import TopicMissingError
+from service.kafka.reading import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,3 +46,23 @@ async def publish(settings: KafkaSettings, topic: str, records: Iterable[tuple[b
         return count
     finally:
         await producer.stop()
+
+
+async def round_trip(settings: KafkaSettings, topic: str) -> tuple[int, int]:
+    """Write one record without value, which every consumer passes over, and read it back; returns where it lies.
+
+    Raises:
+        KafkaError: a broker refuses, or what was acknowledged is not there.
+    """
+    producer = AIOKafkaProducer(
+        **connection_arguments(settings), client_id="convoy-check", acks="all", enable_idempotence=True
+    )
+    try:
+        await producer.start()
+        stored = await producer.send_and_wait(topic, key=b"convoy-check")
+    finally:
+        await producer.stop()
+    if await read_record(settings, topic, stored.partition, stored.offset) is None:
+        raise KafkaError("the record that was acknowledged is not there")
+    place: tuple[int, int] = stored.partition, stored.offset
+    return place

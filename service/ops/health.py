@@ -29,6 +29,7 @@ class Health:
         self.waiting_for: str | None = "start"
         """What keeps it from being ready, for people; ``None`` once it has joined the group."""
         self.draining = False
+        self._troubles: dict[str, str] = {}
         self.circuit_reason: Callable[[], str | None] = lambda: None
         self.problem: Callable[[], str | None] = lambda: None
         """What an operator has to decide before everything is read that should be; ``None`` while nothing is."""
@@ -47,6 +48,16 @@ class Health:
         """Note that an outcome was stored."""
         self.last_progress = time.time()
 
+    def trouble(self, what: str, words: str) -> bool:
+        """Note what keeps a part of it from its work, until `mended`; returns whether that is news."""
+        news = self._troubles.get(what) != words
+        self._troubles[what] = words
+        return news
+
+    def mended(self, what: str) -> bool:
+        """Note that this part is at work again; returns whether it was not."""
+        return self._troubles.pop(what, None) is not None
+
     def alive(self) -> tuple[bool, dict[str, Any]]:
         """The answer of ``/livez``."""
         now = self._clock()
@@ -61,7 +72,7 @@ class Health:
             status = "draining"
         elif self.waiting_for:
             status = f"waiting for {self.waiting_for}"
-        elif problem := self.problem():
+        elif problem := self.problem() or next(iter(self._troubles.values()), None):
             status = problem
         elif circuit is not None and self._ready_needs_api:
             status = "circuit open"

@@ -18,7 +18,8 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 QUIET = {
     "aiokafka": logging.WARNING,
     "asyncio": logging.WARNING,
-    "convoy.faststream": logging.ERROR,
+    # Its one line above INFO is a stack for each poll that failed; intake says why, once.
+    "convoy.faststream": logging.CRITICAL,
     "httpx": logging.WARNING,
     "uvicorn": logging.WARNING,
 }
