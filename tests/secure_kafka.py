@@ -21,8 +21,8 @@ from confluent_kafka.admin import (
     ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
-    UserScramCredentialDeletion,  # type: ignore[attr-defined]
-    UserScramCredentialUpsertion,  # type: ignore[attr-defined]
+    UserScramCredentialDeletion,
+    UserScramCredentialUpsertion,
 )
 from kafka_server import PROPERTIES, JvmKafka, find_java, free_port, kafka_jars
 

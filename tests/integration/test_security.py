@@ -1,0 +1,351 @@
+"""Brokers that trust nobody: every way to say who we are, and what happens while we may not do our work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from certificates import Authority, write
+from conftest import LEDGER_CONFIG, Topics, kafka_is_required
+from kafka_server import KafkaUnavailableError, create_topics
+from secure_kafka import PASSWORD, USER, SecureKafka
+from service_process import API_KEY, ServiceProcess, Trial, chat, until
+from token_endpoint import TokenEndpoint
+
+from service.emulator.server import EmulatorServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+
+    from service_process import Record
+
+PARTITIONS = 2
+RETRY_SECONDS = 25.0
+"""A refused client asks more and more seldom, every quarter of a minute at last."""
+
+
+@pytest.fixture(scope="module")
+def secure() -> Iterator[SecureKafka]:
+    try:
+        server = SecureKafka()
+    except KafkaUnavailableError as missing:
+        if kafka_is_required():
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+@dataclass(slots=True)
+class Guarded:
+    """A trial whose service is a user with rights of its own, on a listener of the guarded broker."""
+
+    kafka: SecureKafka
+    trial: Trial
+    user: str
+    folder: Path
+
+    @property
+    def rights(self) -> list[tuple[str, str, str]]:
+        """The exact rights that docs/security.md names."""
+        topics = self.trial.topics
+        return [
+            ("topic", topics.events, "READ"),
+            ("topic", topics.replies, "WRITE"),
+            ("topic", topics.dead_letters, "WRITE"),
+            ("group", topics.group, "READ"),
+        ]
+
+    @property
+    def ledger_rights(self) -> list[tuple[str, str, str]]:
+        return [("topic", self.trial.topics.ledger, "READ"), ("topic", self.trial.topics.ledger, "WRITE")]
+
+    def process(self, listener: str = "sasl", **settings: str) -> ServiceProcess:
+        protocol = {"sasl": "SASL_SSL", "mutual": "SSL", "clear": "SASL_PLAINTEXT"}[listener]
+        trusted = write(self.folder, "ca.pem", self.kafka.authority.pem())
+        given = {"KAFKA__BOOTSTRAP_SERVERS": self.kafka.address(listener), "KAFKA__SECURITY_PROTOCOL": protocol}
+        if listener != "clear":
+            given["KAFKA__SSL_CA_FILE"] = trusted
+        return self.trial.process(**given | settings)
+
+    def scram(self, **settings: str) -> ServiceProcess:
+        return self.process(**by_password("SCRAM-SHA-512", self.user) | settings)
+
+    async def delivers(self, *, first: int = 0) -> int:
+        """Publish a few events and wait until they are delivered and committed."""
+        count = await self.trial.publish(chat(conversations=5, turns=4, first=first))
+        await self.trial.finished()
+        return count
+
+    async def judged(self, delivered: int) -> None:
+        report = await self.trial.audit()
+        assert report.content, report.lines()
+        assert (report.delivered, report.duplicated.count) == (delivered, 0)
+
+
+def by_password(mechanism: str, user: str = USER, password: str = PASSWORD) -> dict[str, str]:
+    return {
+        "KAFKA__SASL_MECHANISM": mechanism,
+        "KAFKA__SASL_USERNAME": user,
+        "KAFKA__SASL_PASSWORD": password,
+    }
+
+
+@pytest_asyncio.fixture
+async def guarded(secure: SecureKafka, tmp_path: Path) -> AsyncIterator[Guarded]:
+    topics = Topics(PARTITIONS)
+    await create_topics(
+        secure.bootstrap_servers, dict.fromkeys(topics.names, PARTITIONS), {topics.ledger: LEDGER_CONFIG}
+    )
+    async with EmulatorServer(key=API_KEY, create_on_write=True) as api:
+        user = f"user-{uuid.uuid4().hex[:8]}"
+        await asyncio.to_thread(secure.set_scram, user, PASSWORD)
+        yield Guarded(secure, Trial(secure.bootstrap_servers, topics, api, tmp_path), user, tmp_path)
+        await asyncio.to_thread(secure.withdraw, USER)
+
+
+def warnings(service: ServiceProcess) -> list[str]:
+    """What the service itself complains of, each with its reason; not what libraries say."""
+    return [
+        f"{line['message']}: {line.get('for') or line.get('error')}"
+        for line in service.lines()
+        if line["level"] in {"warning", "error", "critical"} and line["logger"].startswith("service")
+    ]
+
+
+async def says(service: ServiceProcess, *words: str, within_seconds: float = RETRY_SECONDS) -> str:
+    """Wait until readiness fails with all of these words; returns what it says."""
+
+    async def said() -> str:
+        code, status = await service.readiness()
+        return status if code == 503 and all(word in status for word in words) else ""
+
+    return await until(f"{words} in readiness", said, within_seconds)
+
+
+# Who we are
+
+WAYS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "token file", "token endpoint", "certificate", "in the clear"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_service_works_with_the_rights_it_needs_and_no_others(guarded: Guarded, way: str) -> None:
+    await asyncio.to_thread(guarded.kafka.set_scram, USER, PASSWORD)
+    await asyncio.to_thread(guarded.kafka.grant, USER, *guarded.rights, *guarded.ledger_rights)
+    with contextlib.ExitStack() as stack:
+        listener, settings = _way(guarded, way, stack)
+        if way == "SCRAM-SHA-256":
+            settings |= {"KAFKA__LEDGER_TOPIC": guarded.trial.topics.ledger}
+        async with guarded.process(listener, **settings) as service:
+            await service.ready()
+            count = await guarded.delivers()
+            if way.startswith("token"):
+                # Connections made with a token are cut when its time is over, and made anew with a fresh one.
+                count += await _through_cuts(guarded)
+            assert await service.stop() == 0
+    await guarded.judged(count)
+    assert PASSWORD not in service.log()
+
+
+def _way(guarded: Guarded, way: str, stack: contextlib.ExitStack) -> tuple[str, dict[str, str]]:
+    bearer = {"KAFKA__SASL_MECHANISM": "OAUTHBEARER"}
+    signer = guarded.kafka.signer
+    if way == "certificate":
+        pair = guarded.kafka.authority.issue(USER)
+        return "mutual", {
+            "KAFKA__SSL_CERT_FILE": write(guarded.folder, "convoy.pem", pair.pem()),
+            "KAFKA__SSL_KEY_FILE": write(guarded.folder, "convoy.key", pair.key_pem("key-hush")),
+            "KAFKA__SSL_KEY_PASSWORD": "key-hush",
+        }
+    if way == "token file":
+        file = write(guarded.folder, "token", signer.token(USER).encode())
+        return "sasl", bearer | {"KAFKA__SASL_OAUTH_TOKEN_FILE": file}
+    if way == "token endpoint":
+        endpoint = stack.enter_context(TokenEndpoint(lambda: signer.token(USER, seconds=60)))
+        return "sasl", bearer | {
+            "KAFKA__SASL_OAUTH_TOKEN_URL": endpoint.url,
+            "KAFKA__SASL_OAUTH_CLIENT_ID": endpoint.client,
+            "KAFKA__SASL_OAUTH_CLIENT_SECRET": endpoint.secret,
+        }
+    if way == "in the clear":
+        return "clear", by_password("SCRAM-SHA-256")
+    return "sasl", by_password(way)
+
+
+async def _through_cuts(guarded: Guarded) -> int:
+    """Publish for longer than a connection lives; returns how many."""
+    loop = asyncio.get_running_loop()
+    count, first, until_then = 0, 4, loop.time() + 8
+    while loop.time() < until_then:
+        count += await guarded.trial.publish(chat(conversations=5, turns=2, first=first))
+        first += 2
+        await asyncio.sleep(0.2)
+    await guarded.trial.finished()
+    return count
+
+
+async def test_a_wrong_password_is_waited_out_and_told_once(guarded: Guarded) -> None:
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
+    await asyncio.to_thread(guarded.kafka.set_scram, guarded.user, "another-password")
+    async with guarded.scram() as service:
+        said = await says(service, "refuses user", guarded.user, "KAFKA__SASL_PASSWORD")
+        await asyncio.to_thread(guarded.kafka.set_scram, guarded.user, PASSWORD)
+        await service.ready(RETRY_SECONDS)
+        count = await guarded.delivers()
+        assert warnings(service) == [f"waiting: {said.removeprefix('waiting for ')}"]
+        assert await service.stop() == 0
+    await guarded.judged(count)
+
+
+async def test_credentials_taken_away_while_it_runs_are_told_and_nothing_is_lost(guarded: Guarded) -> None:
+    """A token that is renewed no more: the connections it made are cut one after the other."""
+    await asyncio.to_thread(guarded.kafka.grant, USER, *guarded.rights)
+    file = guarded.folder / "token"
+    file.write_text(guarded.kafka.signer.token(USER))
+    settings = {"KAFKA__SASL_MECHANISM": "OAUTHBEARER", "KAFKA__SASL_OAUTH_TOKEN_FILE": str(file)}
+    async with guarded.process(**settings) as service:
+        await service.ready()
+        count = await guarded.delivers()
+        file.write_text(guarded.kafka.signer.token(USER, seconds=-60))
+        await says(service, "expired", within_seconds=40)
+        file.write_text(guarded.kafka.signer.token("somebody else"))
+        count += await guarded.trial.publish(chat(conversations=5, turns=4, first=4))
+        file.write_text(guarded.kafka.signer.token(USER))
+        await service.ready(40)
+        await guarded.trial.finished()
+        assert len([line for line in warnings(service) if "do not let us in" in line]) == 1
+        assert await service.stop() == 0
+    await guarded.judged(count)
+
+
+@pytest.mark.parametrize("token", ["expired", "of a stranger", "no token at all"])
+async def test_a_token_that_is_not_good_is_waited_out(guarded: Guarded, token: str) -> None:
+    await asyncio.to_thread(guarded.kafka.grant, USER, *guarded.rights)
+    signer = guarded.kafka.signer
+    content, words = {
+        "expired": (signer.token(USER, seconds=-60), "expired"),
+        "of a stranger": (type(signer)(signer.issuer, signer.audience).token(USER), "refuses our token"),
+        "no token at all": ("", "holds no token"),
+    }[token]
+    file = guarded.folder / "token"
+    file.write_text(content)
+    settings = {"KAFKA__SASL_MECHANISM": "OAUTHBEARER", "KAFKA__SASL_OAUTH_TOKEN_FILE": str(file)}
+    async with guarded.process(**settings) as service:
+        await says(service, words)
+        file.write_text(signer.token(USER))
+        await service.ready(RETRY_SECONDS)
+        assert len(warnings(service)) == 1
+        assert content not in service.log() or not content
+
+
+# Whom we trust
+
+DISTRUST: Mapping[str, tuple[dict[str, Any], str]] = {
+    "an unknown authority": ({"trusted": "another"}, "KAFKA__SSL_CA_FILE"),
+    "the system's authorities alone": ({"trusted": ""}, "KAFKA__SSL_CA_FILE"),
+    "a name that is not in the certificate": ({"host": "127.0.0.1"}, "certificate is not for 127.0.0.1"),
+    "no certificate of ours": ({"listener": "mutual"}, "KAFKA__SSL_CERT_FILE"),
+    "a certificate nobody there trusts": ({"listener": "mutual", "issuer": "another"}, "refuses our client cert"),
+    "an expired certificate": ({"listener": "mutual", "issuer": "own", "expired": True}, "refuses our client cert"),
+}
+
+
+@pytest.mark.parametrize("case", DISTRUST)
+async def test_without_trust_on_both_sides_nothing_is_said(guarded: Guarded, case: str) -> None:
+    given, words = DISTRUST[case]
+    listener = given.get("listener", "sasl")
+    settings = {} if listener == "mutual" else by_password("PLAIN")
+    if "trusted" in given:
+        another = write(guarded.folder, "another.pem", Authority("another").pem())
+        settings["KAFKA__SSL_CA_FILE"] = another if given["trusted"] else ""
+    if "host" in given:
+        settings["KAFKA__BOOTSTRAP_SERVERS"] = guarded.kafka.address(listener).replace("localhost", given["host"])
+    if "issuer" in given:
+        authority = guarded.kafka.authority if given["issuer"] == "own" else Authority("another")
+        pair = authority.issue(USER, expired=given.get("expired", False))
+        settings["KAFKA__SSL_CERT_FILE"] = write(guarded.folder, "convoy.pem", pair.pem())
+        settings["KAFKA__SSL_KEY_FILE"] = write(guarded.folder, "convoy.key", pair.key_pem())
+    async with guarded.process(listener, **settings) as service:
+        await says(service, words)
+        assert len(warnings(service)) == 1
+        assert await service.metric("assigned_partitions") == 0
+
+
+# What we may do
+
+
+async def test_each_missing_right_is_named_until_it_is_granted(guarded: Guarded) -> None:
+    rights = guarded.rights + guarded.ledger_rights
+    async with guarded.scram(KAFKA__LEDGER_TOPIC=guarded.trial.topics.ledger) as service:
+        missing = list(rights)
+        while missing:
+            said = await says(service, *(f"grant {operation} on {kind} {name}" for kind, name, operation in missing))
+            granted = set(rights) - set(missing)
+            assert not any(f"grant {operation} on {kind} {name}" in said for kind, name, operation in granted)
+            await asyncio.to_thread(guarded.kafka.grant, guarded.user, missing.pop())
+
+            async def another(before: str = said) -> bool:
+                return (await service.readiness())[1] != before
+
+            await until("readiness to take notice", another)
+        await service.ready()
+        count = await guarded.delivers()
+        assert len(warnings(service)) == len(rights), "one line for each state of things"
+        assert await service.stop() == 0
+    await guarded.judged(count)
+
+
+async def _through_withdrawal(guarded: Guarded, kind: str, name: str, operation: str, records: list[Record]) -> None:
+    """Take one right away while it works, see it told once and shown, give it back, see it all through."""
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
+    async with guarded.scram() as service:
+        await service.ready()
+        await guarded.delivers()
+        await asyncio.to_thread(guarded.kafka.withdraw, guarded.user, (kind, name, operation))
+        await guarded.trial.publish(records)
+        await says(service, name)
+        before = await guarded.trial.committed()
+        await asyncio.to_thread(guarded.kafka.grant, guarded.user, (kind, name, operation))
+        await service.ready(RETRY_SECONDS)
+        await guarded.trial.finished()
+        assert await guarded.trial.committed() != before
+        told = [line for line in warnings(service) if name in line]
+        assert len(told) == 1, told
+        assert await service.stop() == 0
+
+
+async def test_a_right_to_read_events_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
+    records = list(chat(conversations=5, turns=4, first=4))
+    await _through_withdrawal(guarded, "topic", guarded.trial.topics.events, "READ", records)
+    await guarded.judged(40)
+
+
+async def test_a_right_to_write_replies_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
+    records = list(chat(conversations=5, turns=4, first=4))
+    await _through_withdrawal(guarded, "topic", guarded.trial.topics.replies, "WRITE", records)
+    await guarded.judged(40)
+
+
+async def test_a_right_to_write_dead_letters_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
+    from service_process import Record  # noqa: PLC0415 - for the type checker alone above
+
+    records = [Record(b"conv_000", json.dumps({"no": "event"}).encode())]
+    await _through_withdrawal(guarded, "topic", guarded.trial.topics.dead_letters, "WRITE", records)
+    report = await guarded.trial.audit()
+    assert report.content, report.lines()
+    assert len(await guarded.trial.records(guarded.trial.topics.dead_letters)) == 1
+
+
+async def test_a_right_to_the_group_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
+    records = list(chat(conversations=5, turns=4, first=4))
+    await _through_withdrawal(guarded, "group", guarded.trial.topics.group, "READ", records)
+    report = await guarded.trial.audit()
+    assert report.content, report.lines()
+    assert report.delivered == 40
