@@ -14,7 +14,7 @@ import re
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_origin
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -77,6 +78,13 @@ class Group(BaseModel):
     """A group of settings: an unknown name in it is an error."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object, info: ValidationInfo) -> object:
+        """An empty variable is one not given, where a setting may have no value."""
+        optional = type(None) in get_args(cls.model_fields[info.field_name or ""].annotation)
+        return None if optional and value == "" else value
 
 
 class KafkaSettings(Group):
@@ -144,7 +152,13 @@ class KafkaSettings(Group):
         servers = [server.strip() for server in value.split(",")]
         for server in servers:
             host, colon, port = server.rpartition(":")
-            if not host or not colon or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535):
+            if (
+                not host
+                or " " in host
+                or not host.isprintable()
+                or not colon
+                or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535)
+            ):
                 raise ValueError(f"{server or 'nothing'!r} is not host:port")
         return ",".join(servers)
 

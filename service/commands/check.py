@@ -22,11 +22,12 @@ from service.core.verdict import Kind, judge
 from service.kafka.access import Access, Missing, Right, Topic, needed, opened, refusal
 from service.kafka.connection import KafkaError
 from service.kafka.diagnosis import Step, address, diagnose
+from service.kafka.outlet import TopicMissingError
 from service.kafka.publishing import round_trip
 from service.settings import SettingsError, load, unsafe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from service.core.model import Answer
     from service.settings import KafkaSettings, Settings
@@ -154,9 +155,10 @@ async def _check_topics(settings: Settings, access: Access) -> AsyncIterator[Fin
     ledger, events = found.get(kafka.ledger_topic), found[kafka.events_topic]
     if isinstance(ledger, Topic) and isinstance(events, Topic):
         yield _check_twins(kafka, ledger, events)
+    given = {name: await access.topic_settings(name) for name, topic in found.items() if isinstance(topic, Topic)}
     for name in wanted:
         if isinstance(topic := found[name], Topic):
-            async for finding in _check_topic_settings(kafka, access, name, topic):
+            for finding in _check_topic_settings(kafka, name, topic, given):
                 yield finding
     yield _check_group(kafka.group_id, await access.group_rights(kafka.group_id))
 
@@ -204,15 +206,15 @@ def _check_twins(kafka: KafkaSettings, ledger: Topic, events: Topic) -> Finding:
     return Finding("ledger", State.FAILED, message, "they must be as many: those without a twin are not read")
 
 
-async def _check_topic_settings(
-    kafka: KafkaSettings, access: Access, name: str, topic: Topic
-) -> AsyncIterator[Finding]:
+def _check_topic_settings(
+    kafka: KafkaSettings, name: str, topic: Topic, by_topic: Mapping[str, dict[str, str] | None]
+) -> Iterator[Finding]:
     if topic.least_copies < SAFE_COPIES:
         yield Finding(
             "topic", State.WARNING, f"{name}: {topic.least_copies} copies of each partition",
             f"{SAFE_COPIES} survive the loss of a broker while another is being restarted",
         )  # fmt: skip
-    given = await access.topic_settings(name)
+    given = by_topic[name]
     if given is None:
         yield Finding(
             "topic", State.WARNING, f"{name}: its settings are hidden from us and were not checked",
@@ -236,9 +238,7 @@ async def _check_topic_settings(
             "compaction removes all but the newest event of a conversation: use delete",
         )  # fmt: skip
     if name == kafka.ledger_topic:
-        events = await access.topic_settings(kafka.events_topic)
-        for finding in _check_ledger(name, given, events):
-            yield finding
+        yield from _check_ledger(name, given, by_topic.get(kafka.events_topic))
 
 
 def _check_ledger(name: str, given: dict[str, str], events: dict[str, str] | None) -> Iterator[Finding]:
@@ -269,6 +269,8 @@ async def _check_round_trip(kafka: KafkaSettings, topic: str) -> Finding:
     try:
         async with asyncio.timeout(ASK_SECONDS):
             partition, offset = await round_trip(kafka, topic)
+    except TopicMissingError:
+        return Finding("round-trip", State.FAILED, f"topic {topic}: it does not exist, or we may not see it")
     except (KafkaError, OSError, TimeoutError) as error:
         return Finding("round-trip", State.FAILED, f"topic {topic}: {refusal(error) or _words(error)}")
     seconds = time.monotonic() - began

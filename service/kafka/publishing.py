@@ -53,12 +53,15 @@ async def round_trip(settings: KafkaSettings, topic: str) -> tuple[int, int]:
 
     Raises:
         KafkaError: a broker refuses, or what was acknowledged is not there.
+        TopicMissingError: the topic does not exist.
     """
     producer = AIOKafkaProducer(
         **connection_arguments(settings), client_id="convoy-check", acks="all", enable_idempotence=True
     )
     try:
         await producer.start()
+        if not (await producer.client.fetch_all_metadata()).partitions_for_topic(topic):
+            raise TopicMissingError(topic)
         stored = await producer.send_and_wait(topic, key=b"convoy-check")
     finally:
         await producer.stop()

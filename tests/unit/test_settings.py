@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+import ssl
+from pathlib import Path
+from typing import Any, Protocol, get_args
 
 import annotated_types
 import pytest
+from certificates import Authority, write
 
 from service.commands.config import show
-from service.settings import DEFAULT_BASE_URL, Settings, SettingsError, load, variables
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from service.settings import DEFAULT_BASE_URL, Settings, SettingsError, load, unsafe, variables
 
 KEY = "sk-0815"
+SASL = {"KAFKA__SECURITY_PROTOCOL": "SASL_SSL", "KAFKA__SASL_USERNAME": "me", "KAFKA__SASL_PASSWORD": "hush"}
+BEARER = {"KAFKA__SECURITY_PROTOCOL": "SASL_SSL", "KAFKA__SASL_MECHANISM": "OAUTHBEARER"}
 
 
 class Given(Protocol):
@@ -118,8 +120,12 @@ def test_a_value_beyond_its_bound_is_refused_in_a_line_that_names_it(given: Give
     assert refused(given, **{name: str(value)}).startswith(f"CONVOY_{name}: Input should be ")
 
 
-def test_every_number_has_a_bound_below() -> None:
-    assert {name for name, _ in OUTSIDE} >= set(NUMBERS)
+def test_every_number_has_a_bound_below_and_above() -> None:
+    for name, field in variables().items():
+        if {int, float} & {field.annotation, *get_args(field.annotation)}:
+            kinds = {type(bound) for bound in field.metadata}
+            assert kinds & {annotated_types.Ge, annotated_types.Gt}, name
+            assert kinds & {annotated_types.Le, annotated_types.Lt}, name
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -179,6 +185,22 @@ def test_several_mistakes_are_told_at_once(given: Given) -> None:
         ({"KAFKA__LEDGER_ACCEPT_GAP": "2020-01-01T00:00:00"}, "KAFKA__LEDGER_ACCEPT_GAP: "),
         ({"KAFKA__LEDGER_ACCEPT_GAP": "true"}, "KAFKA__LEDGER_ACCEPT_GAP: "),
         ({"KAFKA__SSL_CERT_FILE": "/tmp/c"}, "KAFKA__SSL_CERT_FILE and KAFKA__SSL_KEY_FILE go together"),
+        ({"KAFKA__SSL_CA_FILE": "/tmp/c"}, "KAFKA__SECURITY_PROTOCOL is PLAINTEXT, which encrypts nothing"),
+        (SASL | {"KAFKA__SECURITY_PROTOCOL": "PLAINTEXT"}, "KAFKA__SECURITY_PROTOCOL is PLAINTEXT, which uses no"),
+        (SASL | {"KAFKA__SECURITY_PROTOCOL": "SSL"}, "KAFKA__SECURITY_PROTOCOL is SSL, which uses no KAFKA__SASL_*"),
+        (BEARER, "KAFKA__SASL_MECHANISM OAUTHBEARER needs either KAFKA__SASL_OAUTH_TOKEN_FILE or"),
+        (
+            BEARER | {"KAFKA__SASL_OAUTH_TOKEN_FILE": "/t", "KAFKA__SASL_OAUTH_TOKEN_URL": "https://i.example/t"},
+            "KAFKA__SASL_MECHANISM OAUTHBEARER needs either",
+        ),
+        (
+            BEARER | {"KAFKA__SASL_OAUTH_TOKEN_URL": "https://i.example/t", "KAFKA__SASL_OAUTH_CLIENT_ID": "me"},
+            "KAFKA__SASL_OAUTH_TOKEN_URL, KAFKA__SASL_OAUTH_CLIENT_ID and KAFKA__SASL_OAUTH_CLIENT_SECRET go together",
+        ),
+        (BEARER | {"KAFKA__SASL_OAUTH_TOKEN_URL": "http://i.example/t"}, "KAFKA__SASL_OAUTH_TOKEN_URL: must be https"),
+        ({"KAFKA__SECURITY_PROTOCOL": "SSL", "KAFKA__SSL_CA_FILE": "/nowhere"}, "KAFKA__SSL_CA_FILE cannot be read"),
+        ({"API__CA_FILE": "/nowhere"}, "API__CA_FILE cannot be read"),
+        ({"API__CA_FILE": __file__}, "API__CA_FILE holds no certificates in PEM form"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_by_name(
@@ -380,6 +402,173 @@ def test_the_key_is_not_taken_from_a_header_that_would_be_shown(given: Given) ->
     assert "sk-9" not in line
 
 
+@pytest.mark.parametrize(
+    "servers",
+    ["", "kafka", "kafka:", ":9092", "kafka:0", "kafka:65536", "kafka:http", "a:1,", "a:1,,b:2", "a:1 b:2", "k:٤"],
+)
+def test_brokers_that_are_no_addresses_are_refused(given: Given, servers: str) -> None:
+    assert refused(given, KAFKA__BOOTSTRAP_SERVERS=servers).startswith("CONVOY_KAFKA__BOOTSTRAP_SERVERS: ")
+
+
+def test_brokers_may_be_many_and_of_any_kind(given: Given) -> None:
+    kafka = given(KAFKA__BOOTSTRAP_SERVERS="a:1, [::1]:2,10.0.0.1:65535").kafka
+    assert kafka.bootstrap_servers == "a:1,[::1]:2,10.0.0.1:65535"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:hush@h.example/v1", "https://h.example:0/v1", "https://h.example/ü", "https://[::1/v1"]
+)
+def test_an_address_that_would_show_or_confuse_is_refused_and_not_repeated(given: Given, url: str) -> None:
+    line = refused(given, API__BASE_URL=url)
+    assert line.startswith("CONVOY_API__BASE_URL: must ")
+    assert "hush" not in line
+
+
+# What is not safe
+
+TLS_SWITCHES = [
+    "API__VERIFY", "API__TLS_VERIFY", "API__SSL_VERIFY", "API__INSECURE", "API__CA", "API__SKIP_VERIFY", "API__CAFILE",
+    "KAFKA__SSL_VERIFY", "KAFKA__SSL_CHECK_HOSTNAME", "KAFKA__SSL_INSECURE",
+    "KAFKA__SSL_ENDPOINT_IDENTIFICATION_ALGORITHM",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TLS_SWITCHES)
+@pytest.mark.parametrize("value", ["false", "0", ""])
+def test_no_variable_switches_the_checking_of_certificates_off(given: Given, name: str, value: str) -> None:
+    assert "there is no such setting" in refused(given, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "name", ["PYTHONHTTPSVERIFY", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "NODE_TLS_REJECT_UNAUTHORIZED"]
+)
+def test_nor_does_a_variable_of_others(monkeypatch: pytest.MonkeyPatch, given: Given, name: str) -> None:
+    monkeypatch.setenv(name, "0")
+    settings = given(KAFKA__SECURITY_PROTOCOL="SSL")
+    for context in (settings.api.ssl_context(), settings.kafka.ssl_context()):
+        assert context is not None
+        assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"KAFKA__BOOTSTRAP_SERVERS": "kafka:9092"}, "CONVOY_KAFKA__SECURITY_PROTOCOL=PLAINTEXT: messages can be read"),
+        (
+            SASL | {"KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT"},
+            "SASL_PLAINTEXT: the password and messages can be read",
+        ),
+        ({"API__BASE_URL": "http://gateway/v1"}, "CONVOY_API__BASE_URL without https: key and messages can be read"),
+        ({"KAFKA__LEDGER_ACCEPT_GAP": "true"}, "CONVOY_KAFKA__LEDGER_ACCEPT_GAP is on"),
+    ],
+)
+def test_what_is_allowed_and_not_safe_is_named(given: Given, settings: dict[str, str], words: str) -> None:
+    (line,) = unsafe(given(**settings))
+    assert words in line
+
+
+def test_what_stays_on_this_machine_or_is_encrypted_is_safe(given: Given) -> None:
+    assert unsafe(given(API__BASE_URL="http://127.0.0.1:8090/v1")) == []
+    assert unsafe(given(KAFKA__BOOTSTRAP_SERVERS="kafka:9093", **SASL)) == []
+
+
+# Mounted secrets
+
+
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder as Kubernetes mounts a Secret: files are links into a folder that is replaced as a whole."""
+    folder = tmp_path / "secrets"
+    (folder / "..2026").mkdir(parents=True)
+    (folder / "..data").symlink_to("..2026")
+    monkeypatch.setenv("CONVOY_SECRETS_DIR", str(folder))
+    return folder
+
+
+def mount(folder: Path, name: str, content: str) -> None:
+    (folder / "..2026" / name).write_text(content)
+    (folder / name).symlink_to(Path("..data") / name)
+
+
+def test_secrets_are_read_from_files_named_like_variables(
+    monkeypatch: pytest.MonkeyPatch, mounted: Path, given: Given
+) -> None:
+    mount(mounted, "CONVOY_API__KEY", "sk-mounted\n")
+    mount(mounted, "convoy_kafka__sasl_password", "hush-mounted\n")
+    mount(mounted, "tls.crt", "somebody else's")
+    (mounted / "..2026" / "CONVOY_NOT__SEEN").write_text("1")
+    for name, value in SASL.items():
+        if name != "KAFKA__SASL_PASSWORD":
+            monkeypatch.setenv(f"CONVOY_{name}", value)
+    settings = load()
+    assert settings.api.key.get_secret_value() == "sk-mounted"
+    assert settings.api.key_file == mounted / "CONVOY_API__KEY", "to be read again when it changes"
+    assert settings.kafka.sasl_password.get_secret_value() == "hush-mounted"
+
+
+def test_a_variable_goes_before_a_mounted_secret(mounted: Path, given: Given) -> None:
+    mount(mounted, "CONVOY_API__KEY", "sk-mounted")
+    settings = given()
+    assert settings.api.key.get_secret_value() == KEY
+    assert settings.api.key_file is None
+
+
+def test_a_mounted_secret_that_is_no_setting_is_refused(mounted: Path, given: Given) -> None:
+    mount(mounted, "CONVOY_API__KEYS", "sk-mounted")
+    line = refused(given)
+    assert "CONVOY_API__KEYS: there is no such setting; did you mean CONVOY_API__KEY?" in line
+    assert "sk-mounted" not in line
+
+
+@pytest.mark.parametrize("folder", ["/nowhere", __file__])
+def test_a_folder_of_secrets_that_is_none_is_refused(given: Given, folder: str) -> None:
+    assert refused(given, SECRETS_DIR=folder).startswith("CONVOY_SECRETS_DIR: ")
+
+
+# Certificates and keys
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, str]:
+    own = Authority().issue("convoy")
+    return {
+        "KAFKA__SECURITY_PROTOCOL": "SSL",
+        "KAFKA__SSL_CERT_FILE": write(tmp_path, "convoy.pem", own.pem()),
+        "KAFKA__SSL_KEY_FILE": write(tmp_path, "convoy.key", own.key_pem("sesame")),
+        "KAFKA__SSL_KEY_PASSWORD": "sesame",
+    }
+
+
+def test_an_encrypted_key_is_opened_by_its_password(given: Given, pair: dict[str, str]) -> None:
+    context = given(**pair).kafka.ssl_context()
+    assert context is not None
+    assert context.check_hostname
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"KAFKA__SSL_KEY_PASSWORD": "sesam"}, "KAFKA__SSL_KEY_PASSWORD does not open KAFKA__SSL_KEY_FILE"),
+        ({"KAFKA__SSL_KEY_PASSWORD": ""}, "KAFKA__SSL_KEY_PASSWORD is missing: it is needed for KAFKA__SSL_KEY_FILE"),
+        ({"KAFKA__SSL_CERT_FILE": "/nowhere"}, "KAFKA__SSL_CERT_FILE cannot be read: No such file"),
+        ({"KAFKA__SSL_KEY_FILE": "/nowhere"}, "KAFKA__SSL_KEY_FILE cannot be read: No such file"),
+        ({"KAFKA__SSL_KEY_FILE": __file__}, "KAFKA__SSL_CERT_FILE and KAFKA__SSL_KEY_FILE are no certificate and key"),
+    ],
+)
+def test_a_certificate_or_key_that_cannot_be_used_is_refused_at_the_start(
+    given: Given, pair: dict[str, str], change: dict[str, str], words: str
+) -> None:
+    line = refused(given, **pair | change)
+    assert line.startswith(f"CONVOY_{words}")
+    assert "sesam" not in line
+
+
+def test_the_key_of_another_certificate_is_refused(given: Given, pair: dict[str, str], tmp_path: Path) -> None:
+    other = write(tmp_path, "other.key", Authority().issue("other").key_pem())
+    line = refused(given, **pair | {"KAFKA__SSL_KEY_FILE": other})
+    assert line == "CONVOY_KAFKA__SSL_KEY_FILE is not the key of KAFKA__SSL_CERT_FILE"
+
+
 # Secrets
 
 
@@ -388,6 +577,29 @@ def test_secrets_are_shown_nowhere(given: Given) -> None:
     for shown in (repr(settings), str(settings), show(settings, as_json=True), show(settings, as_json=False)):
         assert KEY not in shown
         assert "hush-hush" not in shown
+
+
+def test_headers_and_the_password_of_a_proxy_are_not_shown(given: Given) -> None:
+    settings = given(API__EXTRA_HEADERS='{"X-Gateway-Key": "hush-1"}', API__PROXY="http://me:hush-2@proxy.example:3128")
+    for shown in (repr(settings), str(settings), show(settings, as_json=True), show(settings, as_json=False)):
+        assert "hush" not in shown
+    assert "CONVOY_API__PROXY=http://**********@proxy.example:3128" in show(settings, as_json=False)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        '{"Authorization": "x"}',
+        '{"host": "x"}',
+        '{"A B": "x"}',
+        '{"A": "x\\ny"}',
+        '{"": "x"}',
+        '{"A": "\u00fc"}',
+        '{"A:": "x"}',
+    ],
+)
+def test_headers_that_cannot_be_or_are_ours_to_set_are_refused(given: Given, headers: str) -> None:
+    assert refused(given, API__EXTRA_HEADERS=headers).startswith("CONVOY_API__EXTRA_HEADERS: ")
 
 
 @pytest.mark.parametrize("name", ["API__KEY", "KAFKA__SASL_PASSWORD", "KAFKA__SSL_KEY_PASSWORD"])
