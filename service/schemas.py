@@ -24,10 +24,10 @@ ConversationId = Annotated[
     ),
 ]
 EventId = Annotated[
-    str | int,
+    Annotated[str, Field(max_length=4300)] | int,
     Field(
         description="Echoed in the reply; without it: topic-partition-offset. "
-        "A number is written without fraction or exponent, in at most 4300 digits."
+        "At most 4300 bytes of UTF-8; a number is written without fraction or exponent."
     ),
 ]
 OccurredAt = Annotated[str, Field(description="RFC 3339, UTC; echoed in the reply.")]

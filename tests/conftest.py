@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import pytest_asyncio
+from discretion import overheard
 from kafka_server import KafkaServer, KafkaUnavailableError, create_topics, delete_topics, find_kafka
 from service_process import API_KEY, Trial
 
@@ -139,11 +140,13 @@ class MakeTrial(Protocol):
 @pytest_asyncio.fixture
 async def trial(kafka: KafkaServer, topics: MakeTopics, tmp_path: Path) -> AsyncIterator[MakeTrial]:
     """`await trial(partitions=4, latency_seconds=0.05)` → topics and an emulated API that wait for a process."""
+    apis: list[EmulatorServer] = []
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(partitions: int = 4, **emulator: Any) -> Trial:
             arguments = {"key": API_KEY, "create_on_write": True, **emulator}
-            api = await stack.enter_async_context(EmulatorServer(**arguments))
-            return Trial(kafka.bootstrap_servers, await topics(partitions), api, tmp_path)
+            apis.append(await stack.enter_async_context(EmulatorServer(**arguments)))
+            return Trial(kafka.bootstrap_servers, await topics(partitions), apis[-1], tmp_path)
 
         yield make
+    assert overheard(tmp_path, apis) == [], "message text in a log"

@@ -22,6 +22,7 @@ import httpx
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from discretion import betrayed
 from kafka_server import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -105,6 +106,7 @@ class ServiceProcess:
         given = {f"CONVOY_{name}": value for name, value in (defaults | dict(settings)).items()}
         # What the interpreter warns of, a connection left open for one, comes out as a line that is no JSON.
         self._environment = kept | given | {"PYTHONWARNINGS": "default::ResourceWarning"}
+        self._settings = dict(settings)
         self._folder = folder
         self._log = folder / f"{command[0]}-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,6 +123,8 @@ class ServiceProcess:
             print(f"--- log of process {self.pid} ---\n{self.log()[-20_000:]}")  # noqa: T201 - pytest shows it
         self.kill()
         await self._http.aclose()
+        if kind is None:
+            assert betrayed(self.log(), self._settings) == []
 
     # Its life
 

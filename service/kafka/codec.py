@@ -30,6 +30,11 @@ Headers = list[tuple[str, bytes | None]]
 EVENT_OVERHEAD_BYTES = 600
 """What an event holds of memory beside its bytes: the record, the event and their place in a lane."""
 MAX_ID_BYTES = 256
+MAX_EVENT_ID_BYTES = 4300
+"""As many as the longest number has digits that is read at all."""
+MAX_HEADERS = 256
+MAX_RECORD_BYTES = 16 << 20
+"""Where nothing else is said."""
 MAX_DEPTH = 100
 """Of nesting. Parsers recurse: without a limit of ours, how deep an event may be would depend on who reads it when."""
 MAX_MESSAGE_CHARACTERS = 500
@@ -84,9 +89,13 @@ class InvalidEventError(Exception):
     """A record that is not an event; the message names the field and the rule."""
 
 
-def decode(record: ConsumerRecord[bytes, bytes]) -> Event | Refusal:
-    """Decode one record whose value is not null: native, shorthand, or a CloudEvent around either or a bare item."""
+def decode(record: ConsumerRecord[bytes, bytes], max_bytes: int = MAX_RECORD_BYTES) -> Event | Refusal:
+    """Decode one record whose value is not null: native, shorthand, or a CloudEvent around either or a bare item.
+
+    One of more than ``max_bytes``, key and headers included, is not looked into.
+    """
     try:
+        _check_size(record, max_bytes)
         return _decode(record)
     except (InvalidEventError, CloudEventError, msgspec.DecodeError, UnicodeError, RecursionError) as error:
         message = str(error) or type(error).__name__
@@ -115,6 +124,8 @@ def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
         conversation_id = str(key, "utf-8")
     _check_conversation_id(conversation_id)
     event_id = wrapped.event_id if wrapped is not None else envelope.event_id
+    if isinstance(event_id, str) and len(event_id) > MAX_EVENT_ID_BYTES // 4:
+        _check_event_id(event_id)
     occurred_at = envelope.occurred_at
     if occurred_at is None and wrapped is not None:
         occurred_at = wrapped.time
@@ -146,6 +157,21 @@ def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes:
     item = b'{"type":%b,"role":%b,"content":%b}' % parts
     _decode_item(item)
     return item
+
+
+def _check_size(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> None:
+    headers = record.headers
+    if len(headers) > MAX_HEADERS:
+        raise InvalidEventError(f"{len(headers)} headers, must be {MAX_HEADERS} at most")
+    size = size_of(record) - EVENT_OVERHEAD_BYTES if headers else len(record.value or b"") + len(record.key or b"")
+    if size > max_bytes:
+        raise InvalidEventError(f"{size} bytes, must be {max_bytes} at most (LIMITS__MAX_RECORD_BYTES)")
+
+
+def _check_event_id(event_id: str) -> None:
+    size = len(event_id.encode())
+    if size > MAX_EVENT_ID_BYTES:
+        raise InvalidEventError(f"event_id: {size} bytes, must be {MAX_EVENT_ID_BYTES} at most")
 
 
 def _check_depth(value: bytes) -> None:

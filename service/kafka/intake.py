@@ -15,7 +15,13 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetMetadataTooLargeError
+from aiokafka.errors import (
+    CommitFailedError,
+    GroupAuthorizationFailedError,
+    IllegalStateError,
+    KafkaError,
+    OffsetMetadataTooLargeError,
+)
 from aiokafka.structs import OffsetAndMetadata
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
@@ -197,7 +203,7 @@ class Intake:
             if self._recalled and self._settled_before(partition, record.offset):
                 self._skip(partition, record.offset, "settled_before")
                 continue
-            event = decode(record)
+            event = decode(record, self._limits.max_record_bytes)
             if isinstance(event, Refusal):
                 self._metrics.counter("events_total", "invalid").inc()
                 self._refuse(partition, event)
@@ -598,6 +604,9 @@ class _Broker(KafkaBroker):
                     records = await getmany(*places, **options)
                 except KafkaError as error:
                     self._polled(error, records=False)
+                    if isinstance(error, GroupAuthorizationFailedError):
+                        # Its heartbeats have ended for good; only a member that joins anew has others.
+                        consumer._coordinator.request_rejoin()  # noqa: SLF001 - nothing public asks for it
                     raise
                 self._polled(None, records=bool(records))
                 return records

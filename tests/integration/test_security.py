@@ -15,7 +15,7 @@ from certificates import Authority, write
 from conftest import LEDGER_CONFIG, Topics, kafka_is_required
 from kafka_server import KafkaUnavailableError, create_topics
 from secure_kafka import PASSWORD, USER, SecureKafka
-from service_process import API_KEY, ServiceProcess, Trial, chat, until
+from service_process import API_KEY, Record, ServiceProcess, Trial, chat, until
 from token_endpoint import TokenEndpoint
 
 from service.emulator.server import EmulatorServer
@@ -23,8 +23,6 @@ from service.emulator.server import EmulatorServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
-
-    from service_process import Record
 
 PARTITIONS = 2
 RETRY_SECONDS = 25.0
@@ -334,8 +332,6 @@ async def test_a_right_to_write_replies_that_is_withdrawn_is_missed_and_found_ag
 
 
 async def test_a_right_to_write_dead_letters_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
-    from service_process import Record  # noqa: PLC0415 - for the type checker alone above
-
     records = [Record(b"conv_000", json.dumps({"no": "event"}).encode())]
     await _through_withdrawal(guarded, "topic", guarded.trial.topics.dead_letters, "WRITE", records)
     report = await guarded.trial.audit()
@@ -349,3 +345,71 @@ async def test_a_right_to_the_group_that_is_withdrawn_is_missed_and_found_again(
     report = await guarded.trial.audit()
     assert report.content, report.lines()
     assert report.delivered == 40
+
+
+# Who may know what
+
+
+async def test_at_its_most_talkative_it_keeps_keys_and_messages_to_itself(guarded: Guarded) -> None:
+    """What its log must not hold is looked for when the process ends, as after every test."""
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
+    bad = [Record(b"conv_000", json.dumps({"conversation_id": "conv_000", "item": "conv_000 says 9"}).encode())]
+    async with guarded.scram(LOG__LEVEL="debug", API__EXTRA_HEADERS='{"X-Gateway": "hush-of-the-gateway"}') as service:
+        await service.ready()
+        await guarded.delivers()
+        await guarded.trial.publish(bad)
+        await guarded.trial.finished()
+        shown = [
+            (await service.get(path)).text for path in ("/status", "/metrics", "/readyz", "/livez", "/asyncapi.json")
+        ]
+        assert await service.stop() == 0
+    output = service.log() + "".join(shown)
+    for kept in (PASSWORD, API_KEY, "hush-of-the-gateway", "Bearer", " says "):
+        assert kept not in output
+    assert "conv_00" not in "".join(shown), "conversations are shown as hashes"
+
+
+async def test_a_key_that_is_replaced_in_its_mounted_secret_is_used_without_a_restart(guarded: Guarded) -> None:
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
+    secrets = guarded.folder / "secrets"
+    mount(secrets, 1, "sk-key-of-yesterday")
+    settings = {"SECRETS_DIR": str(secrets), **by_password("SCRAM-SHA-512", guarded.user)}
+    async with unset(guarded, "API__KEY", settings) as service:
+        await service.ready()
+        await guarded.trial.publish(chat(conversations=5, turns=4))
+        await until("the circuit to open", lambda: _circuit(service, "key_rejected"))
+        mount(secrets, 2, API_KEY)
+        await guarded.trial.finished()
+        assert any(line["message"] == "the API key was changed" for line in service.lines())
+        assert await service.stop() == 0
+        assert "sk-key-of-yesterday" not in service.log()
+        assert API_KEY not in service.log()
+    await guarded.judged(20)
+
+
+def mount(folder: Path, number: int, key: str) -> None:
+    """Write the secret as a kubelet does: a folder of its own, and one link that is replaced as a whole."""
+    fresh = folder / f"..{number}"
+    fresh.mkdir(parents=True)
+    (fresh / "CONVOY_API__KEY").write_text(key)
+    link = folder / "..next"
+    link.symlink_to(fresh.name)
+    link.replace(folder / "..data")
+    if not (name := folder / "CONVOY_API__KEY").is_symlink():
+        name.symlink_to("..data/CONVOY_API__KEY")
+
+
+def unset(guarded: Guarded, name: str, settings: dict[str, str]) -> ServiceProcess:
+    """A process of the trial without one of its settings."""
+    given = guarded.trial.settings(
+        KAFKA__BOOTSTRAP_SERVERS=guarded.kafka.address("sasl"),
+        KAFKA__SECURITY_PROTOCOL="SASL_SSL",
+        KAFKA__SSL_CA_FILE=write(guarded.folder, "ca.pem", guarded.kafka.authority.pem()),
+        **settings,
+    )
+    del given[name]
+    return ServiceProcess(given, guarded.folder)
+
+
+async def _circuit(service: ServiceProcess, reason: str) -> bool:
+    return bool((await service.status())["circuit"]["reason"] == reason)

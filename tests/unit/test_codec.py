@@ -241,7 +241,7 @@ def test_without_a_correlation_the_event_id_is_one(headers: codec.Headers) -> No
 
 def test_a_reply_too_large_loses_its_item_first_and_long_ids_and_headers_after() -> None:
     decoded = accepted(
-        event(event_id="e" * 50_000, occurred_at="t" * 50_000),
+        event(event_id="e" * 4000, occurred_at="t" * 50_000),
         headers=[("correlation_id", b"c" * 50_000), ("traceparent", b"t")],
     )
     item = b'{"deep":' + b"[" * 500 + b"1e999" + b"]" * 500 + b"}"
@@ -249,10 +249,52 @@ def test_a_reply_too_large_loses_its_item_first_and_long_ids_and_headers_after()
     reply = OutgoingRecord(b"conv_1", value, headers, codec.make_lean)
     assert codec.make_lean(reply)
     assert "item" not in json.loads(reply.value or b"")
-    assert len(json.loads(reply.value or b"")["event_id"]) == 50_000
+    assert len(json.loads(reply.value or b"")["event_id"]) == 4000
     assert codec.make_lean(reply)
     lean = json.loads(reply.value or b"")
     assert (len(lean["event_id"]), "occurred_at" in lean) == (1000, False)
     assert lean["source"] == {"topic": "events", "partition": 3, "offset": 7}
     assert reply.headers == [("traceparent", b"t"), ("content-type", b"application/json")]
     assert not codec.make_lean(reply)
+
+
+# Limits against hostile input
+
+
+def test_a_record_larger_than_the_limit_is_not_looked_into() -> None:
+    value = event(content="x" * 1000)
+    size = len(value) + len(b"conv_1")
+    assert isinstance(decode(record(value), size), Event)
+    told = decode(record(value), size - 1)
+    assert isinstance(told, Refusal)
+    assert told.message == f"{size} bytes, must be {size - 1} at most (LIMITS__MAX_RECORD_BYTES)"
+
+
+def test_headers_count_for_the_size_of_a_record() -> None:
+    value = event()
+    headers: codec.Headers = [("a", b"x" * 5000)]
+    assert isinstance(decode(record(value, headers=headers), 6000), Event)
+    assert isinstance(decode(record(value, headers=headers), 5000), Refusal)
+
+
+def test_more_headers_than_anybody_needs_are_refused_at_once() -> None:
+    accepted(event(), headers=[("a", None)] * 256)
+    assert refused(event(), headers=[("a", None)] * 257) == "257 headers, must be 256 at most"
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00fc", "\U0001f600"])
+def test_an_event_id_is_as_long_as_the_limit_and_no_longer(letter: str) -> None:
+    fits = letter * (4300 // len(letter.encode()))
+    assert accepted(event(event_id=fits)).event_id == fits
+    assert refused(event(event_id=fits + letter)).startswith("event_id: ")
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "1" * 4301, "1" * 1_000_000, "0." + "1" * 1_000_000, "1e-999999999"]
+)
+def test_absurd_numbers_harm_nobody(number: str) -> None:
+    for field_ in ("event_id", "conversation_id", "occurred_at", "role", "type"):
+        given_ = event().replace(b'"hello"', b'"hello", "%b": %b' % (field_.encode(), number.encode()))
+        assert isinstance(decode(record(given_)), Event | Refusal)
+    item = b'{"item": {"role": "user", "content": "hello", "n": %b}}' % number.encode()
+    assert isinstance(decode(record(item)), Event | Refusal)
