@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import conn
-from aiokafka.errors import KafkaError, SaslAuthenticationFailed
-
-from service.kafka.tokens import provider
+from aiokafka.errors import KafkaError
 
 from service.kafka.mends import mend
+from service.kafka.tokens import provider
 
 if TYPE_CHECKING:
     from service.settings import KafkaSettings
@@ -38,20 +36,3 @@ def security_arguments(settings: KafkaSettings) -> dict[str, Any]:
             arguments["sasl_plain_username"] = settings.sasl_username
             arguments["sasl_plain_password"] = settings.sasl_password.get_secret_value()
     return arguments
-
-
-class _Bearer(conn.OAuthAuthenticator):  # type: ignore[misc]
-    """Hears a refusal.
-
-    A broker refuses a token in an answer without error that holds a JSON (RFC 7628 §3.2.2); aiokafka 0.14 takes that
-    for a welcome, and every question after it is answered with nothing.
-    """
-
-    async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
-        if payload:
-            raise SaslAuthenticationFailed("the token was refused")
-        answer: tuple[bytes, bool] | None = await super().step(payload)
-        return answer
-
-
-conn.OAuthAuthenticator = _Bearer

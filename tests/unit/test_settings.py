@@ -459,7 +459,7 @@ def test_nor_does_a_variable_of_others(monkeypatch: pytest.MonkeyPatch, given: G
             "SASL_PLAINTEXT: the password and messages can be read",
         ),
         ({"API__BASE_URL": "http://gateway/v1"}, "CONVOY_API__BASE_URL without https: key and messages can be read"),
-        ({"KAFKA__LEDGER_ACCEPT_GAP": "true"}, "CONVOY_KAFKA__LEDGER_ACCEPT_GAP is on"),
+        ({"KAFKA__LEDGER_ACCEPT_GAP": "2026-01-01T00:00:00Z"}, "CONVOY_KAFKA__LEDGER_ACCEPT_GAP is set"),
     ],
 )
 def test_what_is_allowed_and_not_safe_is_named(given: Given, settings: dict[str, str], words: str) -> None:
