@@ -548,7 +548,10 @@ def load(*, need_key: bool = True) -> Settings:
     Raises:
         SettingsError: with one line that names the setting and the rule it breaks.
     """
-    given = {**dotenv_values(ENV_FILE), **os.environ}
+    try:
+        given = {**dotenv_values(ENV_FILE), **os.environ}
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"{ENV_FILE}: cannot be read, or is no text (CONVOY_ variables go before it)") from None
     _check_names(given)
     folder = given.get(SECRETS_DIR) or None
     try:
@@ -716,7 +719,7 @@ def _check_names(environment: Mapping[str, str | None], where: str = "") -> None
 def _check_object(name: str, text: str) -> None:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise SettingsError(f'{name}: must be a JSON object, such as {{"name": "value"}}')

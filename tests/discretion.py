@@ -38,5 +38,5 @@ def betrayed(output: str, settings: Mapping[str, str]) -> list[str]:
 def overheard(folder: Path, apis: Iterable[EmulatorServer]) -> list[str]:
     """Texts of the messages that these APIs hold and that stand in a log of the folder."""
     texts = {text for api in apis for conversation in api.store.conversations.values() for text in conversation.texts()}
-    logs = [file.read_text(errors="replace") for file in folder.glob("*.log")]
+    logs = [file.read_text(errors="replace") for file in folder.rglob("*.log")]
     return [text for text in texts if len(text) >= SHORTEST_TEXT and any(text in log for log in logs)]

@@ -77,6 +77,8 @@ class SecureKafka(JvmKafka):
             "ssl.truststore.location": truststore,
             "listener.name.mutual.ssl.client.auth": "required",
             "ssl.principal.mapping.rules": "RULE:^CN=(.*?)$/$1/,DEFAULT",
+            # The default one checks no signature here. Kafka does not look for it under a listener's name.
+            "sasl.oauthbearer.jwt.validator.class": f"{LOGIN}.oauthbearer.BrokerJwtValidator",
             # A refused client is told at once: the default waits, to slow guessing down.
             "connection.failed.authentication.delay.ms": "10",
         }

@@ -13,11 +13,14 @@ INTRODUCTION = """\
 # Configuration
 
 Settings are environment variables: `CONVOY_`, the group, two underscores, the name. A `.env` file in the working
-directory is read too. Names in any case. A variable with the prefix that is no setting ends the start with one
-line that says so and suggests the nearest name; so does a value out of its bounds, or two that contradict.
-`convoy config` shows the settings in effect, secrets masked.
+directory is read too, and so are mounted secrets: files named like variables in the folder that `CONVOY_SECRETS_DIR`
+names. The environment goes before `.env`, and that before the folder. Names in any case; where a setting may have no
+value, an empty one is none. A variable with the prefix that is no setting ends the start with one line that says so
+and suggests the nearest name; so does a value out of its bounds, or two that contradict.
+`convoy config` shows the settings in effect, secrets masked; `convoy check` looks whether they work.
 
-This page is made by `convoy config --reference`.
+This page is made by `convoy config --reference`, and [configuration.schema.json](configuration.schema.json) by
+`convoy config --json-schema`.
 """
 
 RULES = """\
@@ -29,9 +32,14 @@ RULES = """\
 - `KAFKA__HEARTBEAT_SECONDS` ≤ a third of `KAFKA__SESSION_TIMEOUT_SECONDS`.
 - `DELIVERY__BACKOFF_INITIAL_SECONDS` ≤ `DELIVERY__BACKOFF_MAX_SECONDS`.
 - `LIMITS__MAX_BUFFERED_EVENTS` ≤ `LIMITS__MAX_UNCOMMITTED_EVENTS`.
-- The three topics differ; `SASL_*` protocols need user and password; a client certificate needs its key.
+- The topics differ. `SASL_*` protocols need user and password, or with `OAUTHBEARER` a token file or a token endpoint
+  with client id and secret; other protocols take none of these. A client certificate needs its key, and TLS files need
+  `SSL` or `SASL_SSL`. Files of certificates, keys and secrets are opened at the start.
 - `API__KEY` and `API__KEY_FILE` exclude each other. For hosts of `aliyuncs.com`, and for no other, `DASHSCOPE_API_KEY`
-  serves where neither is set: the key of one vendor must not reach another.
+  serves where neither is set: the key of one vendor must not reach another. A key in a file that changes is
+  used from the next request on.
+- Nothing switches the checking of certificates off. What is allowed and not safe is told by `convoy check`; see
+  [security.md](security.md).
 """
 
 

@@ -193,7 +193,7 @@ async def _speak(settings: KafkaSettings, host: str, port: int) -> None:
         # Only the first question that needs a known client shows whether a listener wants SASL.
         await connection.send(MetadataRequest([]))
     except TokenError as error:
-        raise _StoppedError(Step.SASL, str(error), "renew the token, or check KAFKA__SASL_OAUTH_*") from None
+        raise _StoppedError(Step.SASL, str(error.args[0]), "renew the token, or check KAFKA__SASL_OAUTH_*") from None
     except SaslAuthenticationFailed:
         raise _StoppedError(Step.SASL, *_refused_words(settings, place)) from None
     except UnsupportedSaslMechanismError:

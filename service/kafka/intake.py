@@ -74,7 +74,7 @@ NOT_OWNER_RETRY_SECONDS = 5.0
 STOPPED_RETRY_SECONDS = 30.0
 """Between looks whether an operator has mended what keeps a partition from being read."""
 ASK_SECONDS = 15.0
-FAILED_POLL_SECONDS = 12.0
+FAILED_POLL_SECONDS = 7.0
 """FastStream waits 5 s after a poll that failed, and the next empty one proves nothing."""
 MAX_POLL_INTERVAL_MILLISECONDS = 300_000
 

@@ -7,12 +7,13 @@ import contextlib
 import json
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import pytest_asyncio
-from certificates import Authority, write
+from certificates import Authority, TokenSigner, write
 from conftest import LEDGER_CONFIG, Topics, kafka_is_required
+from discretion import overheard
 from kafka_server import KafkaUnavailableError, create_topics
 from secure_kafka import PASSWORD, USER, SecureKafka
 from service_process import API_KEY, Record, ServiceProcess, Trial, chat, until
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PARTITIONS = 2
-RETRY_SECONDS = 25.0
+SIDE_BY_SIDE_SECONDS = 60.0
+"""Half a dozen processes that start at once on two cores take their time."""
+RETRY_SECONDS = 30.0
 """A refused client asks more and more seldom, every quarter of a minute at last."""
 
 
@@ -96,17 +99,31 @@ def by_password(mechanism: str, user: str = USER, password: str = PASSWORD) -> d
     }
 
 
+class Guard(Protocol):
+    async def __call__(self) -> Guarded: ...
+
+
 @pytest_asyncio.fixture
-async def guarded(secure: SecureKafka, tmp_path: Path) -> AsyncIterator[Guarded]:
-    topics = Topics(PARTITIONS)
-    await create_topics(
-        secure.bootstrap_servers, dict.fromkeys(topics.names, PARTITIONS), {topics.ledger: LEDGER_CONFIG}
-    )
-    async with EmulatorServer(key=API_KEY, create_on_write=True) as api:
-        user = f"user-{uuid.uuid4().hex[:8]}"
-        await asyncio.to_thread(secure.set_scram, user, PASSWORD)
-        yield Guarded(secure, Trial(secure.bootstrap_servers, topics, api, tmp_path), user, tmp_path)
-        await asyncio.to_thread(secure.withdraw, USER)
+async def guard(secure: SecureKafka, tmp_path: Path) -> AsyncIterator[Guard]:
+    """`await guard()` → topics, an API and a user of their own; several trials of one test go on side by side."""
+    apis: list[EmulatorServer] = []
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make() -> Guarded:
+            topics = Topics(PARTITIONS)
+            await create_topics(
+                secure.bootstrap_servers, dict.fromkeys(topics.names, PARTITIONS), {topics.ledger: LEDGER_CONFIG}
+            )
+            apis.append(await stack.enter_async_context(EmulatorServer(key=API_KEY, create_on_write=True)))
+            user = f"user-{uuid.uuid4().hex[:8]}"
+            await asyncio.to_thread(secure.set_scram, user, PASSWORD)
+            folder = tmp_path / user
+            folder.mkdir()
+            return Guarded(secure, Trial(secure.bootstrap_servers, topics, apis[-1], folder), user, folder)
+
+        yield make
+    await asyncio.to_thread(secure.withdraw, USER)
+    assert overheard(tmp_path, apis) == [], "message text in a log"
 
 
 def warnings(service: ServiceProcess) -> list[str]:
@@ -130,51 +147,54 @@ async def says(service: ServiceProcess, *words: str, within_seconds: float = RET
 
 # Who we are
 
-WAYS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "token file", "token endpoint", "certificate", "in the clear"]
+WAYS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "token endpoint", "certificate", "in the clear")
+BEARER = {"KAFKA__SASL_MECHANISM": "OAUTHBEARER"}
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_the_service_works_with_the_rights_it_needs_and_no_others(guarded: Guarded, way: str) -> None:
-    await asyncio.to_thread(guarded.kafka.set_scram, USER, PASSWORD)
-    await asyncio.to_thread(guarded.kafka.grant, USER, *guarded.rights, *guarded.ledger_rights)
+async def test_the_service_works_with_the_rights_it_needs_and_no_others_whoever_it_is(guard: Guard) -> None:
+    await asyncio.gather(*[_works(await guard(), way) for way in WAYS])
+
+
+async def _works(guarded: Guarded, way: str) -> None:
     with contextlib.ExitStack() as stack:
-        listener, settings = _way(guarded, way, stack)
+        user, listener, settings = _way(guarded, way, stack)
+        await asyncio.to_thread(guarded.kafka.grant, user, *guarded.rights)
         if way == "SCRAM-SHA-256":
             settings |= {"KAFKA__LEDGER_TOPIC": guarded.trial.topics.ledger}
+            await asyncio.to_thread(guarded.kafka.grant, user, *guarded.ledger_rights)
         async with guarded.process(listener, **settings) as service:
-            await service.ready()
+            await service.ready(SIDE_BY_SIDE_SECONDS)
             count = await guarded.delivers()
-            if way.startswith("token"):
+            if way == "token endpoint":
                 # Connections made with a token are cut when its time is over, and made anew with a fresh one.
                 count += await _through_cuts(guarded)
             assert await service.stop() == 0
     await guarded.judged(count)
-    assert PASSWORD not in service.log()
 
 
-def _way(guarded: Guarded, way: str, stack: contextlib.ExitStack) -> tuple[str, dict[str, str]]:
-    bearer = {"KAFKA__SASL_MECHANISM": "OAUTHBEARER"}
-    signer = guarded.kafka.signer
+def _way(guarded: Guarded, way: str, stack: contextlib.ExitStack) -> tuple[str, str, dict[str, str]]:
+    """User, listener and settings."""
+    signer, user = guarded.kafka.signer, guarded.user
     if way == "certificate":
-        pair = guarded.kafka.authority.issue(USER)
-        return "mutual", {
+        pair = guarded.kafka.authority.issue(user)
+        return user, "mutual", {
             "KAFKA__SSL_CERT_FILE": write(guarded.folder, "convoy.pem", pair.pem()),
-            "KAFKA__SSL_KEY_FILE": write(guarded.folder, "convoy.key", pair.key_pem("key-hush")),
-            "KAFKA__SSL_KEY_PASSWORD": "key-hush",
-        }
-    if way == "token file":
-        file = write(guarded.folder, "token", signer.token(USER).encode())
-        return "sasl", bearer | {"KAFKA__SASL_OAUTH_TOKEN_FILE": file}
+            "KAFKA__SSL_KEY_FILE": write(guarded.folder, "convoy.key", pair.key_pem("key-hush-of-the-tests")),
+            "KAFKA__SSL_KEY_PASSWORD": "key-hush-of-the-tests",
+        }  # fmt: skip
     if way == "token endpoint":
-        endpoint = stack.enter_context(TokenEndpoint(lambda: signer.token(USER, seconds=60)))
-        return "sasl", bearer | {
+        endpoint = stack.enter_context(TokenEndpoint(lambda: signer.token(user, seconds=60)))
+        return user, "sasl", BEARER | {
             "KAFKA__SASL_OAUTH_TOKEN_URL": endpoint.url,
             "KAFKA__SASL_OAUTH_CLIENT_ID": endpoint.client,
             "KAFKA__SASL_OAUTH_CLIENT_SECRET": endpoint.secret,
-        }
+        }  # fmt: skip
     if way == "in the clear":
-        return "clear", by_password("SCRAM-SHA-256")
-    return "sasl", by_password(way)
+        return user, "clear", by_password("SCRAM-SHA-256", user)
+    if way == "PLAIN":
+        # Its users stand in the broker's own settings.
+        return USER, "sasl", by_password("PLAIN")
+    return user, "sasl", by_password(way, user)
 
 
 async def _through_cuts(guarded: Guarded) -> int:
@@ -189,7 +209,7 @@ async def _through_cuts(guarded: Guarded) -> int:
     return count
 
 
-async def test_a_wrong_password_is_waited_out_and_told_once(guarded: Guarded) -> None:
+async def _wrong_password(guarded: Guarded) -> None:
     await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
     await asyncio.to_thread(guarded.kafka.set_scram, guarded.user, "another-password")
     async with guarded.scram() as service:
@@ -202,45 +222,37 @@ async def test_a_wrong_password_is_waited_out_and_told_once(guarded: Guarded) ->
     await guarded.judged(count)
 
 
-async def test_credentials_taken_away_while_it_runs_are_told_and_nothing_is_lost(guarded: Guarded) -> None:
-    """A token that is renewed no more: the connections it made are cut one after the other."""
-    await asyncio.to_thread(guarded.kafka.grant, USER, *guarded.rights)
+async def _strangers_token(guarded: Guarded) -> None:
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
+    signer = guarded.kafka.signer
+    bad = TokenSigner(signer.issuer, signer.audience).token(guarded.user)
     file = guarded.folder / "token"
-    file.write_text(guarded.kafka.signer.token(USER))
-    settings = {"KAFKA__SASL_MECHANISM": "OAUTHBEARER", "KAFKA__SASL_OAUTH_TOKEN_FILE": str(file)}
-    async with guarded.process(**settings) as service:
-        await service.ready()
+    file.write_text(bad)
+    async with guarded.process(**BEARER, KAFKA__SASL_OAUTH_TOKEN_FILE=str(file)) as service:
+        await says(service, "refuses our token")
+        file.write_text(signer.token(guarded.user))
+        await service.ready(RETRY_SECONDS)
+        assert len(warnings(service)) == 1
+        assert bad not in service.log()
+
+
+async def _token_that_ends(guarded: Guarded) -> None:
+    """A token that is renewed no more: the connections it made are cut one after the other."""
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
+    file = guarded.folder / "token"
+    file.write_text(guarded.kafka.signer.token(guarded.user))
+    async with guarded.process(**BEARER, KAFKA__SASL_OAUTH_TOKEN_FILE=str(file)) as service:
+        await service.ready(SIDE_BY_SIDE_SECONDS)
         count = await guarded.delivers()
-        file.write_text(guarded.kafka.signer.token(USER, seconds=-60))
+        file.write_text(guarded.kafka.signer.token(guarded.user, seconds=-60))
         await says(service, "expired", within_seconds=40)
-        file.write_text(guarded.kafka.signer.token("somebody else"))
         count += await guarded.trial.publish(chat(conversations=5, turns=4, first=4))
-        file.write_text(guarded.kafka.signer.token(USER))
+        file.write_text(guarded.kafka.signer.token(guarded.user))
         await service.ready(40)
         await guarded.trial.finished()
         assert len([line for line in warnings(service) if "do not let us in" in line]) == 1
         assert await service.stop() == 0
     await guarded.judged(count)
-
-
-@pytest.mark.parametrize("token", ["expired", "of a stranger", "no token at all"])
-async def test_a_token_that_is_not_good_is_waited_out(guarded: Guarded, token: str) -> None:
-    await asyncio.to_thread(guarded.kafka.grant, USER, *guarded.rights)
-    signer = guarded.kafka.signer
-    content, words = {
-        "expired": (signer.token(USER, seconds=-60), "expired"),
-        "of a stranger": (type(signer)(signer.issuer, signer.audience).token(USER), "refuses our token"),
-        "no token at all": ("", "holds no token"),
-    }[token]
-    file = guarded.folder / "token"
-    file.write_text(content)
-    settings = {"KAFKA__SASL_MECHANISM": "OAUTHBEARER", "KAFKA__SASL_OAUTH_TOKEN_FILE": str(file)}
-    async with guarded.process(**settings) as service:
-        await says(service, words)
-        file.write_text(signer.token(USER))
-        await service.ready(RETRY_SECONDS)
-        assert len(warnings(service)) == 1
-        assert content not in service.log() or not content
 
 
 # Whom we trust
@@ -255,8 +267,11 @@ DISTRUST: Mapping[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DISTRUST)
-async def test_without_trust_on_both_sides_nothing_is_said(guarded: Guarded, case: str) -> None:
+async def test_without_trust_on_both_sides_nothing_is_said(guard: Guard) -> None:
+    await asyncio.gather(*[_distrusted(await guard(), case) for case in DISTRUST])
+
+
+async def _distrusted(guarded: Guarded, case: str) -> None:
     given, words = DISTRUST[case]
     listener = given.get("listener", "sasl")
     settings = {} if listener == "mutual" else by_password("PLAIN")
@@ -279,7 +294,8 @@ async def test_without_trust_on_both_sides_nothing_is_said(guarded: Guarded, cas
 # What we may do
 
 
-async def test_each_missing_right_is_named_until_it_is_granted(guarded: Guarded) -> None:
+async def test_each_missing_right_is_named_until_it_is_granted(guard: Guard) -> None:
+    guarded = await guard()
     rights = guarded.rights + guarded.ledger_rights
     async with guarded.scram(KAFKA__LEDGER_TOPIC=guarded.trial.topics.ledger) as service:
         missing = list(rights)
@@ -304,7 +320,7 @@ async def _through_withdrawal(guarded: Guarded, kind: str, name: str, operation:
     """Take one right away while it works, see it told once and shown, give it back, see it all through."""
     await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
     async with guarded.scram() as service:
-        await service.ready()
+        await service.ready(SIDE_BY_SIDE_SECONDS)
         await guarded.delivers()
         await asyncio.to_thread(guarded.kafka.withdraw, guarded.user, (kind, name, operation))
         await guarded.trial.publish(records)
@@ -319,39 +335,34 @@ async def _through_withdrawal(guarded: Guarded, kind: str, name: str, operation:
         assert await service.stop() == 0
 
 
-async def test_a_right_to_read_events_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
-    records = list(chat(conversations=5, turns=4, first=4))
-    await _through_withdrawal(guarded, "topic", guarded.trial.topics.events, "READ", records)
-    await guarded.judged(40)
-
-
-async def test_a_right_to_write_replies_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
-    records = list(chat(conversations=5, turns=4, first=4))
-    await _through_withdrawal(guarded, "topic", guarded.trial.topics.replies, "WRITE", records)
-    await guarded.judged(40)
-
-
-async def test_a_right_to_write_dead_letters_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
-    records = [Record(b"conv_000", json.dumps({"no": "event"}).encode())]
-    await _through_withdrawal(guarded, "topic", guarded.trial.topics.dead_letters, "WRITE", records)
-    report = await guarded.trial.audit()
-    assert report.content, report.lines()
-    assert len(await guarded.trial.records(guarded.trial.topics.dead_letters)) == 1
-
-
-async def test_a_right_to_the_group_that_is_withdrawn_is_missed_and_found_again(guarded: Guarded) -> None:
-    records = list(chat(conversations=5, turns=4, first=4))
-    await _through_withdrawal(guarded, "group", guarded.trial.topics.group, "READ", records)
-    report = await guarded.trial.audit()
-    assert report.content, report.lines()
-    assert report.delivered == 40
+async def test_what_brokers_refuse_is_told_once_shown_and_waited_out_and_nothing_is_lost(guard: Guard) -> None:
+    """Credentials that are not good or no more, and rights withdrawn while it works: side by side, for all of it waits."""
+    more = list(chat(conversations=5, turns=4, first=4))
+    bad = [Record(b"conv_000", json.dumps({"no": "event"}).encode())]
+    trials = [await guard() for _ in range(4)]
+    names = [trial.trial.topics for trial in trials]
+    await asyncio.gather(
+        _wrong_password(await guard()),
+        _strangers_token(await guard()),
+        _token_that_ends(await guard()),
+        _through_withdrawal(trials[0], "topic", names[0].events, "READ", more),
+        _through_withdrawal(trials[1], "topic", names[1].replies, "WRITE", more),
+        _through_withdrawal(trials[2], "topic", names[2].dead_letters, "WRITE", bad),
+        _through_withdrawal(trials[3], "group", names[3].group, "READ", more),
+    )
+    for trial, delivered in zip(trials, (40, 40, 20, 40), strict=True):
+        report = await trial.trial.audit()
+        assert report.content, report.lines()
+        assert report.delivered == delivered
+    assert len(await trials[2].trial.records(names[2].dead_letters)) == 1
 
 
 # Who may know what
 
 
-async def test_at_its_most_talkative_it_keeps_keys_and_messages_to_itself(guarded: Guarded) -> None:
+async def test_at_its_most_talkative_it_keeps_keys_and_messages_to_itself(guard: Guard) -> None:
     """What its log must not hold is looked for when the process ends, as after every test."""
+    guarded = await guard()
     await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
     bad = [Record(b"conv_000", json.dumps({"conversation_id": "conv_000", "item": "conv_000 says 9"}).encode())]
     async with guarded.scram(LOG__LEVEL="debug", API__EXTRA_HEADERS='{"X-Gateway": "hush-of-the-gateway"}') as service:
@@ -369,7 +380,8 @@ async def test_at_its_most_talkative_it_keeps_keys_and_messages_to_itself(guarde
     assert "conv_00" not in "".join(shown), "conversations are shown as hashes"
 
 
-async def test_a_key_that_is_replaced_in_its_mounted_secret_is_used_without_a_restart(guarded: Guarded) -> None:
+async def test_a_key_that_is_replaced_in_its_mounted_secret_is_used_without_a_restart(guard: Guard) -> None:
+    guarded = await guard()
     await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
     secrets = guarded.folder / "secrets"
     mount(secrets, 1, "sk-key-of-yesterday")
