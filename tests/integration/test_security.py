@@ -336,7 +336,7 @@ async def _through_withdrawal(guarded: Guarded, kind: str, name: str, operation:
 
 
 async def test_what_brokers_refuse_is_told_once_shown_and_waited_out_and_nothing_is_lost(guard: Guard) -> None:
-    """Credentials that are not good or no more, and rights withdrawn while it works: side by side, for all of it waits."""
+    """Credentials that are not good or no more, rights withdrawn while it works: much waiting, so side by side."""
     more = list(chat(conversations=5, turns=4, first=4))
     bad = [Record(b"conv_000", json.dumps({"no": "event"}).encode())]
     trials = [await guard() for _ in range(4)]
