@@ -240,7 +240,7 @@ class Service:
                 waiting_for = str(gaps)
             except (KafkaError, OSError, LogError, TimeoutError) as error:
                 trouble = await why_unreachable(kafka)
-                waiting_for = f"a broker at {kafka.bootstrap_servers} ({trouble or type(error).__name__})"
+                waiting_for = f"a broker: {trouble or f'{kafka.bootstrap_servers} ({type(error).__name__})'}"
                 if trouble is not None and trouble.is_ours:
                     pause = min(pause * 2, CONNECT_RETRY_MAX_SECONDS)
             else:
