@@ -95,14 +95,19 @@ def decode(record: ConsumerRecord[bytes, bytes], max_bytes: int = MAX_RECORD_BYT
     One of more than ``max_bytes``, key and headers included, is not looked into.
     """
     try:
-        _check_size(record, max_bytes)
-        return _decode(record)
+        return _decode(record, max_bytes)
     except (InvalidEventError, CloudEventError, msgspec.DecodeError, UnicodeError, RecursionError) as error:
         message = str(error) or type(error).__name__
         return Refusal(record.partition, record.offset, message, record)
 
 
-def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
+def _decode(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
+    if len(record.headers) > MAX_HEADERS:
+        raise InvalidEventError(f"{len(record.headers)} headers, must be {MAX_HEADERS} at most")
+    size = size_of(record)
+    if size - EVENT_OVERHEAD_BYTES > max_bytes:
+        told = f"{size - EVENT_OVERHEAD_BYTES} bytes, must be {max_bytes} at most (LIMITS__MAX_RECORD_BYTES)"
+        raise InvalidEventError(told)
     value = record.value
     assert value is not None
     # msgspec skips over what it does not decode without looking at its encoding; the API would not.
@@ -135,7 +140,7 @@ def _decode(record: ConsumerRecord[bytes, bytes]) -> Event:
         conversation_id,
         f"{record.topic}-{record.partition}-{record.offset}" if event_id is None or event_id == "" else str(event_id),
         item,
-        size_of(record) + len(item),
+        size + len(item),
         record,
         occurred_at,
     )
@@ -157,15 +162,6 @@ def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes:
     item = b'{"type":%b,"role":%b,"content":%b}' % parts
     _decode_item(item)
     return item
-
-
-def _check_size(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> None:
-    headers = record.headers
-    if len(headers) > MAX_HEADERS:
-        raise InvalidEventError(f"{len(headers)} headers, must be {MAX_HEADERS} at most")
-    size = size_of(record) - EVENT_OVERHEAD_BYTES if headers else len(record.value or b"") + len(record.key or b"")
-    if size > max_bytes:
-        raise InvalidEventError(f"{size} bytes, must be {max_bytes} at most (LIMITS__MAX_RECORD_BYTES)")
 
 
 def _check_event_id(event_id: str) -> None:
