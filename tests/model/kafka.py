@@ -88,7 +88,7 @@ class SimulatedLedgerLog:
         self._world = world
         self._who = who
         self._reached: dict[int, float] = {}
-        """Records of one producer lie in the order they were sent, and are acknowledged in it."""
+        """Records of one producer lie in the order they were sent; acknowledgements may change places."""
 
     async def start(self) -> None:
         pass
@@ -155,7 +155,7 @@ class SimulatedLedgerLog:
 
         arrives_at = max(world.now + fate.written, self._reached.get(number, 0.0))
         acknowledged_at = arrives_at + (fate.acknowledged or 0.0)
-        self._reached[number] = acknowledged_at
+        self._reached[number] = arrives_at
         world.later(arrives_at - world.now, arrive)
         try:
             async with asyncio.timeout(WRITE_SECONDS):

@@ -131,12 +131,6 @@ LEDGER: Final = Guarded(
             "        if False:\n",
             "what was being sent is sent again, and nobody was asked",
         ),
-        Mutant(
-            "an acknowledgement without a place is believed",
-            "        if offset < 0:\n",
-            "        if False:\n",
-            "a claim at no place reads no past",
-        ),
     ),
 )
 
