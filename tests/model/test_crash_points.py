@@ -213,7 +213,7 @@ def test_what_was_begun_before_the_last_commit_is_still_known() -> None:
 def test_an_intent_on_its_way_during_a_commit_is_still_known() -> None:
     run = scene(["a", "b"], Fated("locked", error(400, "conversation_locked"), 0), conversations=2)
     # The second conversation's lies in the log at once; what comes behind it is acknowledged, and committed, before.
-    run.world.next_appends.extend([Append(), Append(), Append(), Append(0.01, 2.5)])
+    run.world.next_appends.extend([Append(), Append(), Append(), Append(0.01, 1.4)])
     killed_when(run, "P0 sends ['0-1']")
     assert run.world.committed[0][0] == 1
     end(run)
@@ -303,8 +303,8 @@ def test_a_claim_whose_place_is_not_told_is_written_again() -> None:
     assert len(run.world.requests) == 1
 
 
-def claims(run: Run) -> int:
-    return sum(b'"k":"claim"' in record.value for record in run.world.ledger[0])
+def claims(run: Run, number: int = 0) -> int:
+    return sum(b'"k":"claim"' in record.value for record in run.world.ledger[number])
 
 
 def test_one_who_may_not_commit_claims_no_more() -> None:
@@ -317,14 +317,18 @@ def test_one_who_may_not_commit_claims_no_more() -> None:
 
 
 def test_one_who_gives_a_partition_up_does_not_take_it_over_again() -> None:
-    run = scene(["a", "b"], Fated("good", seconds=3.9))
+    run = Run(1, partitions=2, settings=settings_of(), leased=False)
+    run.world.publish(1, "conv_0", "a")
+    run.world.next_fates.append(Fated("good", seconds=3.9))
     # While it gives the partition up for one who joins, the outcome of what it had in flight cannot be written.
-    run.world.next_appends.extend([Append(), Append(), Append(None, None)])
+    run.world.next_appends.extend([Append(), Append(), Append(), Append(None, None)])
     run.start()
     until(run, "P0 sends")
-    run.start()
+    second = run.start()
+    assert run.go(lambda: owns(second, 1), 60)
+    run.go(lambda: False, 30)
+    assert claims(run, 1) == 2, "\n".join(run.world.story)
     end(run)
-    assert claims(run) == 2
 
 
 def test_an_open_intent_is_known_to_the_owner_after_the_next_as_well() -> None:
