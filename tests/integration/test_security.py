@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PARTITIONS = 2
 SIDE_BY_SIDE_SECONDS = 60.0
 """Half a dozen processes that start at once on two cores take their time."""
-RETRY_SECONDS = 30.0
+RETRY_SECONDS = 60.0
 """A refused client asks more and more seldom, every quarter of a minute at last."""
 
 
@@ -245,10 +245,10 @@ async def _token_that_ends(guarded: Guarded) -> None:
         await service.ready(SIDE_BY_SIDE_SECONDS)
         count = await guarded.delivers()
         file.write_text(guarded.kafka.signer.token(guarded.user, seconds=-60))
-        await says(service, "expired", within_seconds=40)
+        await says(service, "expired", within_seconds=RETRY_SECONDS)
         count += await guarded.trial.publish(chat(conversations=5, turns=4, first=4))
         file.write_text(guarded.kafka.signer.token(guarded.user))
-        await service.ready(40)
+        await service.ready(RETRY_SECONDS)
         await guarded.trial.finished()
         assert len([line for line in warnings(service) if "do not let us in" in line]) == 1
         assert await service.stop() == 0

@@ -86,3 +86,16 @@ def test_progress_is_told_in_unix_time(health: Health) -> None:
     before = time.time()
     health.progressed()
     assert before <= health.last_progress <= time.time()
+
+
+def test_a_part_that_is_kept_from_its_work_is_shown_until_it_is_at_it_again(health: Health) -> None:
+    health.waiting_for = None
+    assert health.trouble("reading", "no right to topic a")
+    assert not health.trouble("reading", "no right to topic a"), "no news"
+    assert health.trouble("writing", "no right to topic b")
+    assert health.ready() == (False, {"status": "no right to topic a", "circuit": "closed"})
+    assert health.mended("reading")
+    assert health.ready()[1]["status"] == "no right to topic b"
+    assert health.mended("writing")
+    assert not health.mended("writing")
+    assert health.ready()[0]
