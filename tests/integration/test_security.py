@@ -22,7 +22,7 @@ from token_endpoint import TokenEndpoint
 from service.emulator.server import EmulatorServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
 PARTITIONS = 2
@@ -68,13 +68,15 @@ class Guarded:
     def ledger_rights(self) -> list[tuple[str, str, str]]:
         return [("topic", self.trial.topics.ledger, "READ"), ("topic", self.trial.topics.ledger, "WRITE")]
 
-    def process(self, listener: str = "sasl", **settings: str) -> ServiceProcess:
+    def process(
+        self, listener: str = "sasl", *, command: Sequence[str] = ("convoy", "run"), **settings: str
+    ) -> ServiceProcess:
         protocol = {"sasl": "SASL_SSL", "mutual": "SSL", "clear": "SASL_PLAINTEXT"}[listener]
         trusted = write(self.folder, "ca.pem", self.kafka.authority.pem())
         given = {"KAFKA__BOOTSTRAP_SERVERS": self.kafka.address(listener), "KAFKA__SECURITY_PROTOCOL": protocol}
         if listener != "clear":
             given["KAFKA__SSL_CA_FILE"] = trusted
-        return self.trial.process(**given | settings)
+        return self.trial.process(command=command, **given | settings)
 
     def scram(self, **settings: str) -> ServiceProcess:
         return self.process(**by_password("SCRAM-SHA-512", self.user) | settings)
@@ -355,6 +357,72 @@ async def test_what_brokers_refuse_is_told_once_shown_and_waited_out_and_nothing
         assert report.content, report.lines()
         assert report.delivered == delivered
     assert len(await trials[2].trial.records(names[2].dead_letters)) == 1
+
+
+async def command(guarded: Guarded, *arguments: str, **settings: str) -> tuple[int, str]:
+    """Run one of the commands as this user; its exit code and what it wrote."""
+    given = by_password("SCRAM-SHA-512", guarded.user) | settings
+    async with guarded.process(command=("convoy", *arguments), **given) as process:
+        return await process.ended(SIDE_BY_SIDE_SECONDS), process.log()
+
+
+async def test_the_check_names_what_brokers_refuse(guard: Guard) -> None:
+    """Each is missing one thing; who has all the rights of docs/security.md, and nothing else, passes."""
+    trials = [await guard() for _ in range(4)]
+    for trial in trials[:3]:
+        await asyncio.to_thread(trial.kafka.grant, trial.user, *trial.rights)
+    events, group = trials[3].trial.topics.events, trials[3].trial.topics.group
+    another = write(trials[2].folder, "another.pem", Authority("another").pem())
+    said = await asyncio.gather(
+        command(trials[0], "check"),
+        command(trials[1], "check", KAFKA__SASL_PASSWORD="another-password"),
+        command(trials[2], "check", KAFKA__SSL_CA_FILE=another),
+        command(trials[3], "check"),
+    )
+    wrong = [[line for line in text.splitlines() if line.startswith("\u2717")] for _, text in said]
+    assert [code for code, _ in said] == [0, 1, 1, 1], said
+    assert wrong[0] == []
+    assert "grant DESCRIBE_CONFIGS on topic" in said[0][1], "what it cannot see, it says"
+    for lines, words in ((wrong[1], f"broker.sasl: {trials[1].kafka.address('sasl')}: "), (wrong[2], "broker.tls: ")):
+        (line,) = lines
+        assert words in line
+    assert "KAFKA__SASL_PASSWORD" in wrong[1][0]
+    assert "KAFKA__SSL_CA_FILE" in wrong[2][0]
+    assert len(wrong[3]) == 4
+    for words in (f"grant READ on topic {events}", f"grant READ on group {group}", "grant WRITE on topic"):
+        assert any(words in line for line in wrong[3])
+
+
+async def test_the_rights_named_for_the_commands_suffice(guard: Guard) -> None:
+    guarded = await guard()
+    topics = guarded.trial.topics
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights)
+    await guarded.trial.publish([Record(b"conv_000", json.dumps({"no": "event"}).encode())])
+    async with guarded.scram() as service:
+        await service.ready()
+        await guarded.trial.finished()
+        assert await service.stop() == 0
+    assert (await command(guarded, "dlq", "list"))[0] == 1, "not with the rights of the service alone"
+    redrive = f"convoy-redrive-{topics.dead_letters}"
+    await asyncio.to_thread(
+        guarded.kafka.grant,
+        guarded.user,
+        ("topic", topics.dead_letters, "READ"),
+        ("topic", topics.events, "WRITE"),
+        ("transactional_id", redrive, "WRITE"),
+        ("transactional_id", redrive, "DESCRIBE"),
+        ("broker", "kafka-cluster", "CREATE"),
+    )
+    code, listed = await command(guarded, "dlq", "list")
+    assert code == 0, listed
+    assert "invalid_event" in listed
+    code, said = await command(guarded, "dlq", "redrive", "--execute")
+    assert code == 0, said
+    assert len(await guarded.trial.records(topics.events)) == 2
+    fresh = {"KAFKA__EVENTS_TOPIC": f"{topics.prefix}.a", "KAFKA__REPLY_TOPIC": f"{topics.prefix}.b"}
+    code, said = await command(guarded, "topics", "--partitions", "1", **fresh)
+    assert code == 0, said
+    assert f"{topics.prefix}.a: created" in said
 
 
 # Who may know what
