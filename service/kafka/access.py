@@ -16,6 +16,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    IncompatibleBrokerVersion,
     KafkaError,
     NoError,
     TopicAuthorizationFailedError,
@@ -37,6 +38,10 @@ CLIENT_ID = "convoy-check"
 ASK_MILLISECONDS = 10_000
 NOT_SAID = -(1 << 31)
 """Of a broker that was not asked for rights, or keeps them to itself."""
+
+
+UNKNOWN_REQUEST = (NotImplementedError, IncompatibleBrokerVersion)
+"""What aiokafka raises for a request, or a version of it, that a broker does not know."""
 
 
 class Right(enum.IntEnum):
@@ -96,7 +101,7 @@ class Access:
         try:
             answer = await self._client.send(node, _Metadata(wanted))
             found = answer.topics
-        except NotImplementedError:
+        except UNKNOWN_REQUEST:
             # A broker too old to tell rights.
             found = [
                 (topic["error_code"], topic["topic"], False, _partitions(topic["partitions"]), NOT_SAID)
@@ -128,7 +133,7 @@ class Access:
             answer = await self._client.send(node, _DescribeGroups(group))
         except GroupAuthorizationFailedError:
             return frozenset()
-        except NotImplementedError:
+        except UNKNOWN_REQUEST:
             return None
         ((code, *_, operations),) = answer.groups
         error = for_code(code)
