@@ -27,7 +27,7 @@ from service.core.flood import FloodGuard
 from service.core.grouper import Grouper
 from service.core.limiter import Limiter
 from service.core.readback import Cursors
-from service.kafka.access import needed, opened
+from service.kafka.access import Right, Topic, needed, opened
 from service.kafka.connection import KafkaError
 from service.kafka.diagnosis import why_unreachable
 from service.kafka.intake import Intake
@@ -229,9 +229,9 @@ class Service:
         pause = CONNECT_RETRY_SECONDS
         while True:
             try:
-                await self._look_whether_allowed()
+                reply_topics = await self._look_whether_allowed()
                 await self.outlet.start(list(needed(kafka)))
-                await self.outlet.learn(self.settings.allowed_reply_topics)
+                await self.outlet.learn(reply_topics)
                 if self.ledger is not None:
                     await self.ledger.start()
             except TopicMissingError as missing:
@@ -251,13 +251,25 @@ class Service:
                 told = waiting_for
             await asyncio.sleep(pause)
 
-    async def _look_whether_allowed(self) -> None:
-        """Look for topics and rights before anything is begun: who may not write replies must not read events."""
+    async def _look_whether_allowed(self) -> list[str]:
+        """Look for topics and rights before anything is begun: who may not write replies must not read events.
+
+        Returns the topics that requesters may name and that we may write to, if they are there: a reply to another
+        would be tried for ever.
+        """
         kafka = self.settings.kafka
         async with asyncio.timeout(ASK_SECONDS), opened(kafka) as access:
             gaps = await access.missing(needed(kafka), kafka.group_id)
+            optional = sorted(self.settings.allowed_reply_topics - needed(kafka).keys())
+            found = await access.topics(optional) if optional else {}
         if gaps:
             raise _NotAllowedError("; ".join(map(str, gaps)))
+        closed = {name for name, topic in found.items() if isinstance(topic, Topic) and not topic.may(Right.WRITE)}
+        for name in sorted(closed):
+            log.warning(
+                "we may not write to an allowed reply topic; its replies go to the default", extra={"topic": name}
+            )
+        return sorted(self.settings.allowed_reply_topics - closed)
 
     async def _watch_credentials(self) -> None:
         """Where the group has not heard us for a session, tell whether brokers refuse who we are."""

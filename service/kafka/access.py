@@ -65,6 +65,10 @@ class Topic:
     least_copies: int
     rights: frozenset[Right] | None
 
+    def may(self, right: Right) -> bool:
+        """Whether we may, or nobody says that we may not."""
+        return self.rights is None or right in self.rights
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -423,6 +423,23 @@ async def test_the_rights_named_for_the_commands_suffice(guard: Guard) -> None:
     code, said = await command(guarded, "topics", "--partitions", "1", **fresh)
     assert code == 0, said
     assert f"{topics.prefix}.a: created" in said
+
+
+async def test_replies_to_a_topic_that_may_not_be_written_to_go_to_the_default_and_block_nobody(guard: Guard) -> None:
+    guarded = await guard()
+    closed = guarded.trial.topics.ledger
+    await asyncio.to_thread(guarded.kafka.grant, guarded.user, *guarded.rights, ("topic", closed, "DESCRIBE"))
+    async with guarded.scram(REPLY__ALLOWED_TOPICS=closed) as service:
+        await service.ready()
+        records = [
+            replace(record, headers=[("reply_to", closed.encode())]) for record in chat(conversations=5, turns=4)
+        ]
+        await guarded.trial.publish(records)
+        await guarded.trial.finished()
+        assert [line for line in warnings(service) if "may not write to an allowed reply topic" in line]
+        assert await service.stop() == 0
+    await guarded.judged(20)
+    assert len(await guarded.trial.replies()) == 20
 
 
 # Who may know what
