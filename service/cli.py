@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
@@ -31,6 +32,13 @@ cli.add_typer(dlq, name="dlq")
 def _moment(text: str) -> dt.datetime:
     moment = dt.datetime.fromisoformat(text)
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
+
+
+def _finite(value: float | None) -> float | None:
+    """Refuse what bounds let through: NaN, which compares with nothing, and infinity."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter("must be a finite number")
+    return value
 
 
 Reason = Annotated[str | None, typer.Option(help="Only this reason, such as rejected.")]
@@ -141,9 +149,11 @@ def publish(
 def demo(
     events: Annotated[int, typer.Option(min=1, max=1_000_000, help="Events to publish.")] = 4000,
     conversations: Annotated[int, typer.Option(min=1, max=10_000, help="Conversations they belong to.")] = 300,
-    rate: Annotated[float, typer.Option(min=1, help="Events a second, on average.")] = 500.0,
+    rate: Annotated[float, typer.Option(callback=_finite, min=1, help="Events a second, on average.")] = 500.0,
     seed: Annotated[int, typer.Option(help="Seed of the events, and of the API's chance.")] = 1,
-    latency: Annotated[float, typer.Option(min=0, max=10, help="Seconds half of the API's answers take.")] = 0.05,
+    latency: Annotated[
+        float, typer.Option(callback=_finite, min=0, max=10, help="Seconds half of the API's answers take.")
+    ] = 0.05,
     broker: Annotated[str, typer.Option(metavar="HOST:PORT", help="Kafka to use; default: an embedded one.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Stay up after the summary, until Ctrl-C.")] = False,
     ops_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics; 0: any free one.")] = 0,
@@ -172,7 +182,7 @@ def emulator(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8090,
     key: Annotated[str | None, typer.Option(help="Bearer key to insist on.")] = None,
-    latency: Annotated[float, typer.Option(min=0, help="Seconds every answer takes.")] = 0.0,
+    latency: Annotated[float, typer.Option(callback=_finite, min=0, help="Seconds every answer takes.")] = 0.0,
     faults: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Script of faults, JSON or TOML.")
     ] = None,
@@ -257,7 +267,7 @@ def dlq_redrive(
     topic: Annotated[str | None, typer.Option(help="Another topic than where they came from.")] = None,
     parking_topic: Annotated[str | None, typer.Option(help="For those redriven too often.")] = None,
     max_redrives: Annotated[int, typer.Option(min=1, help="How often an event is sent again at most.")] = 3,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second at most.")] = None,
+    rate: Annotated[float | None, typer.Option(callback=_finite, min=0.001, help="Events a second at most.")] = None,
 ) -> None:
     """Send dead letters again; safe to interrupt and to run twice."""
     from service.commands.dlq import Aim, Redrive, Selection, send_again  # noqa: PLC0415
