@@ -516,9 +516,11 @@ async def test_two_emulators_share_nothing() -> None:
         assert not other.store.conversations
 
 
+another_process = pytest.mark.asyncio(loop_factories=["asyncio"])  # whose loop is its own
 COMMAND = (sys.executable, "-m", "service", "emulator", "--port", "0")
 
 
+@another_process
 async def test_the_command_prints_its_address_once_it_listens_and_ends_on_sigterm() -> None:
     process = await asyncio.create_subprocess_exec(
         *(*COMMAND, "--prefix", "api/v2"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -533,6 +535,7 @@ async def test_the_command_prints_its_address_once_it_listens_and_ends_on_sigter
     assert (process.returncode, out, err) == (0, b"", b"")
 
 
+@another_process
 async def test_the_commands_options_are_obeyed(tmp_path: Any) -> None:
     script = tmp_path / "faults.toml"
     script.write_text('[[rules]]\nmatch = { text = "nine" }\neffect = { kind = "status", status = 418 }\n')
@@ -556,6 +559,7 @@ async def test_the_commands_options_are_obeyed(tmp_path: Any) -> None:
     assert await process.wait() == 0
 
 
+@another_process
 async def test_the_command_refuses_a_script_it_cannot_play(tmp_path: Any) -> None:
     path = tmp_path / "faults.toml"
     path.write_text("[[rules]]\neffect = { kind = 'cat' }\n")
