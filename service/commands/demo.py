@@ -407,7 +407,8 @@ class Demo:
         return addresses(
             {
                 "metrics": _metrics_address(service),
-                "conversations": f"{self._emulator.origin}/",
+                "the API's page": f"{self._emulator.origin}/",
+                "conversations": f"{self._emulator.origin}/_emulator/dump",
                 "the liveliest": f"curl -H 'Authorization: Bearer {KEY}' "
                 f"'{self._emulator.base_url}/conversations/{liveliest}/items?order=asc'",
                 "Kafka": f"{self._kafka.bootstrap_servers}, topics {self._kafka.group_id}.*",
