@@ -237,12 +237,13 @@ def dlq_list(
     text: Text = None,
     redriven: Annotated[bool, typer.Option("--redriven", help="Those already sent again too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of the table at most.")] = 1000,
 ) -> None:
     """List dead letters."""
     from service.commands.dlq import Selection, show_list  # noqa: PLC0415
 
     selection = Selection((), reason, conversation, since, until, text, redriven)
-    raise typer.Exit(show_list(_settings().kafka, selection, as_json=json))
+    raise typer.Exit(show_list(_settings().kafka, selection, as_json=json, limit=limit))
 
 
 @dlq.command("show")

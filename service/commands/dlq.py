@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,10 @@ class Selection:
     redriven: bool = False
     """Whether those already sent again are meant too."""
 
-    def takes(self, letter: DeadLetter, mark: str | None) -> bool:
-        """Whether ``letter`` is meant."""
+    def takes(self, letter: DeadLetter) -> bool:
+        """Whether ``letter`` is meant, as far as it says itself; how it is marked is known when all is read."""
         return (
-            (self.redriven or mark is None)
-            and (not self.places or letter.place in self.places)
+            (not self.places or letter.place in self.places)
             and (self.reason is None or letter.reason == self.reason)
             and (self.conversation is None or letter.conversation_id == self.conversation)
             and (self.since is None or _moment(letter.failed_at) >= self.since)
@@ -63,9 +63,9 @@ class Redrive:
     """Events a second at most."""
 
 
-def show_list(settings: KafkaSettings, selection: Selection, *, as_json: bool) -> int:
-    """Print a line for each dead letter; returns the exit code."""
-    return _with_broker(settings, _show_list(settings, selection, as_json=as_json))
+def show_list(settings: KafkaSettings, selection: Selection, *, as_json: bool, limit: int) -> int:
+    """Print a line for each dead letter, of the table ``limit`` at most; returns the exit code."""
+    return _with_broker(settings, _show_list(settings, selection, as_json=as_json, limit=limit))
 
 
 def show_one(settings: KafkaSettings, place: str) -> int:
@@ -93,14 +93,16 @@ def _with_broker(settings: KafkaSettings, work: Any) -> int:
     return code
 
 
-async def _select(settings: KafkaSettings, selection: Selection) -> list[tuple[DeadLetter, str | None]]:
-    letters, marks = await read_dead_letters(settings)
+async def _select(
+    settings: KafkaSettings, selection: Selection, *, whole: bool = True
+) -> list[tuple[DeadLetter, str | None]]:
+    letters, marks = await read_dead_letters(settings, selection.takes, whole=whole)
     chosen = ((letter, marks.get(letter.origin)) for letter in letters)
-    return [(letter, mark) for letter, mark in chosen if selection.takes(letter, mark)]
+    return [(letter, mark) for letter, mark in chosen if selection.redriven or mark is None]
 
 
-async def _show_list(settings: KafkaSettings, selection: Selection, *, as_json: bool) -> int:
-    chosen = await _select(settings, selection)
+async def _show_list(settings: KafkaSettings, selection: Selection, *, as_json: bool, limit: int) -> int:
+    chosen = await _select(settings, selection, whole=False)
     if as_json:
         for letter, mark in chosen:
             sys.stdout.write(json.dumps(_told(letter, mark)) + "\n")
@@ -108,7 +110,7 @@ async def _show_list(settings: KafkaSettings, selection: Selection, *, as_json: 
     table = Table(box=None)
     for column in ("place", "when", "reason", "code", "conversation", "event", "origin", "redrives"):
         table.add_column(column, no_wrap=column in {"place", "when", "reason"}, overflow="fold")
-    for letter, mark in chosen:
+    for letter, mark in chosen[:limit]:
         origin = "{}-{}-{}".format(*letter.origin)
         cells = (
             letter.place,
@@ -125,7 +127,11 @@ async def _show_list(settings: KafkaSettings, selection: Selection, *, as_json: 
     # Into a file or a pipe lines are whole.
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
-    console.print(f"{len(chosen)} dead letters", highlight=False)
+    reasons = Counter(letter.reason for letter, _ in chosen).most_common()
+    by_reason = ", ".join(f"{count} {_plain(reason)}" for reason, count in reasons)
+    shown = f", the first {limit} shown (--limit; --json shows all)" if len(chosen) > limit else ""
+    last = f"{len(chosen)} dead letters{shown}{f': {by_reason}' if by_reason else ''}"
+    console.print(last, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer
@@ -27,7 +27,7 @@ from service.kafka.outlet import TopicMissingError
 from service.kafka.reading import read_record, read_topic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from types import TracebackType
 
     from aiokafka import ConsumerRecord
@@ -78,13 +78,19 @@ class DeadLetter:
         return f"{self.partition}-{self.offset}"
 
 
-async def read_dead_letters(settings: KafkaSettings) -> tuple[list[DeadLetter], dict[Origin, str]]:
+async def read_dead_letters(
+    settings: KafkaSettings, takes: Callable[[DeadLetter], bool] = lambda _: True, *, whole: bool = True
+) -> tuple[list[DeadLetter], dict[Origin, str]]:
     """Read the dead-letter topic: one letter an event, in the order of its origin, and what was marked how.
+
+    Of the letters only those are kept that ``takes`` says, unless ``whole`` without their key, value and headers:
+    after a flood there are more than memory holds.
 
     Raises:
         KafkaError: no broker answers.
     """
-    letters: dict[Origin, DeadLetter] = {}
+    seen: set[Origin] = set()
+    letters: list[DeadLetter] = []
     marks: dict[Origin, str] = {}
     async for records in read_topic(settings, settings.dead_letter_topic):
         for record in records:
@@ -94,9 +100,12 @@ async def read_dead_letters(settings: KafkaSettings) -> tuple[list[DeadLetter], 
                 continue
             if MARK_HEADER in told:
                 marks[origin] = told[MARK_HEADER].decode("utf-8", "replace")
-            else:
-                letters.setdefault(origin, _letter(record, told, origin))
-    return sorted(letters.values(), key=lambda letter: letter.origin), marks
+            elif origin not in seen:
+                seen.add(origin)
+                letter = _letter(record, told, origin)
+                if takes(letter):
+                    letters.append(letter if whole else replace(letter, key=None, value=None, headers=[]))
+    return sorted(letters, key=lambda letter: letter.origin), marks
 
 
 @dataclass(frozen=True, slots=True)

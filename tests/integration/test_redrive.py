@@ -323,7 +323,13 @@ async def test_letters_are_chosen_by_what_is_known_of_them_and_shown_whole(trial
     assert (await convoy_dlq(run, "list", "--since", "yesterday")).code == 2
 
     table = await convoy_dlq(run, "list")
-    assert (table.code, table.out.splitlines()[-1]) == (0, "3 dead letters")
+    reasons = "1 conversation_not_found, 1 invalid_event, 1 rejected"
+    *_, last = table.out.splitlines()
+    assert (table.code, ", ".join(sorted(last.removeprefix("3 dead letters: ").split(", ")))) == (0, reasons)
+    short = (await convoy_dlq(run, "list", "--limit", "2")).out.splitlines()
+    # The widths of the columns apart.
+    assert [row.split() for row in short[:3]] == [row.split() for row in table.out.splitlines()[:3]]
+    assert short[3].startswith("3 dead letters, the first 2 shown")
     assert "conv_[/x]" in table.out
     assert "\x1b[31m" not in table.out
     (rejected,) = await listed(run, "--reason", "rejected")
