@@ -129,6 +129,7 @@ class Reader:
             "conversation.events": topics.events,
             "conversation.replies": topics.replies,
             "conversation.dead-letters": topics.dead_letters,
+            "conversation.ledger": topics.ledger,
             "localhost:8080": f"127.0.0.1:{self.ops_port}",
             "127.0.0.1:8090": f"127.0.0.1:{self.emulator_port}",
             "localhost:8090": f"127.0.0.1:{self.emulator_port}",
