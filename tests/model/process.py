@@ -105,10 +105,7 @@ class _Outlet(Outlet):
 @contextlib.contextmanager
 def without_faststream() -> Iterator[None]:
     """Let intakes be made without FastStream's broker."""
-    with (
-        mock.patch.object(intake_module, "_Broker", _Broker),
-        mock.patch.object(intake_module, "broker_security", return_value=None),
-    ):
+    with mock.patch.object(intake_module, "_Broker", _Broker):
         yield
 
 
