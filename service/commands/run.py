@@ -13,6 +13,7 @@ import uvloop
 from service import __version__
 from service.app import make
 from service.ops import logs
+from service.settings import unsafe
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -64,3 +65,5 @@ def _say_what_it_does(settings: Settings) -> None:
             "shows": f"/metrics /livez /readyz /status on {settings.ops.host}:{settings.ops.port}",
         },
     )
+    for line in unsafe(settings):
+        log.warning("allowed, and not safe", extra={"what": line})

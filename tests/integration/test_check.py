@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 import pytest_asyncio
 from kafka_server import create_topics
-from service_process import API_KEY
+from service_process import API_KEY, ServiceProcess, until
 
 from service.commands.check import check
 from service.emulator.faults import Effect, FaultScript, Html, Rule, Status, Unpaid
@@ -245,3 +245,14 @@ async def test_what_the_api_says_instead_is_told(place: Place, fault: Effect, wo
         said = await place.check(API__BASE_URL=api.base_url)
     (wrong,) = said.of(WRONG)
     assert words in wrong
+
+
+async def test_a_start_tells_what_is_not_safe_too(tmp_path: Path) -> None:
+    settings = {"KAFKA__BOOTSTRAP_SERVERS": "nobody.invalid:9092", "API__KEY": API_KEY}
+    async with ServiceProcess(settings, tmp_path) as service:
+        await until("its HTTP", service.answers)
+        await until("a word of the broker", lambda: "nobody knows the name" in service.log())
+        assert await service.stop() == 0
+    (told,) = [line for line in service.lines() if line["message"] == "allowed, and not safe"]
+    assert told["level"] == "warning"
+    assert told["what"].startswith("CONVOY_KAFKA__SECURITY_PROTOCOL=PLAINTEXT: messages can be read")

@@ -296,8 +296,8 @@ async def _distrusted(guarded: Guarded, case: str) -> None:
 # What we may do
 
 
-async def test_each_missing_right_is_named_until_it_is_granted(guard: Guard) -> None:
-    guarded = await guard()
+async def _missing_rights(guarded: Guarded) -> None:
+    """Each is named until it is granted."""
     rights = guarded.rights + guarded.ledger_rights
     async with guarded.scram(KAFKA__LEDGER_TOPIC=guarded.trial.topics.ledger) as service:
         missing = list(rights)
@@ -338,7 +338,7 @@ async def _through_withdrawal(guarded: Guarded, kind: str, name: str, operation:
 
 
 async def test_what_brokers_refuse_is_told_once_shown_and_waited_out_and_nothing_is_lost(guard: Guard) -> None:
-    """Credentials that are not good or no more, rights withdrawn while it works: much waiting, so side by side."""
+    """Credentials not good or no more, rights missing or withdrawn while it works: much waiting, so side by side."""
     more = list(chat(conversations=5, turns=4, first=4))
     bad = [Record(b"conv_000", json.dumps({"no": "event"}).encode())]
     trials = [await guard() for _ in range(4)]
@@ -347,6 +347,7 @@ async def test_what_brokers_refuse_is_told_once_shown_and_waited_out_and_nothing
         _wrong_password(await guard()),
         _strangers_token(await guard()),
         _token_that_ends(await guard()),
+        _missing_rights(await guard()),
         _through_withdrawal(trials[0], "topic", names[0].events, "READ", more),
         _through_withdrawal(trials[1], "topic", names[1].replies, "WRITE", more),
         _through_withdrawal(trials[2], "topic", names[2].dead_letters, "WRITE", bad),
