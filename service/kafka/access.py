@@ -25,6 +25,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 from service.kafka.connection import connection_arguments
@@ -50,7 +51,6 @@ class Right(enum.IntEnum):
     READ = 3
     WRITE = 4
     DESCRIBE = 8
-    DESCRIBE_CONFIGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,10 @@ class Access:
             found = answer.topics
         except UNKNOWN_REQUEST:
             # A broker too old to tell rights.
+            answer = await self._client.send(node, MetadataRequest(wanted, allow_auto_topic_creation=False))
             found = [
                 (topic["error_code"], topic["topic"], False, _partitions(topic["partitions"]), NOT_SAID)
-                for topic in await self._admin.describe_topics(wanted)
+                for topic in answer.to_object()["topics"]
             ]
         result: dict[str, Topic | Missing] = {}
         for code, name, _, partitions, operations in found:

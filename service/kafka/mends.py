@@ -25,8 +25,8 @@ def _noticing_closed_connections(send: Callable[..., Any]) -> Callable[..., Any]
     def noticing(connection: Any, *arguments: Any, **options: Any) -> Any:
         try:
             return send(connection, *arguments, **options)
-        except KafkaError:
-            raise  # a RuntimeError too
+        except (KafkaError, NotImplementedError):
+            raise  # RuntimeErrors too: a broker's refusal, and a request that it does not know
         except RuntimeError as error:
             connection.close(reason=CloseReason.CONNECTION_BROKEN)
             raise KafkaConnectionError(f"the connection is closed: {error}") from error
