@@ -56,6 +56,10 @@ POLL_MILLISECONDS = 20
 """FastStream sleeps as long again after an empty poll, so this bounds what a quiet topic adds to latency."""
 POLL_RECORDS = 2000
 """Bounds how long one hand-over keeps the loop."""
+FETCH_BYTES = 16 << 20
+"""Of one answer of a broker: what is fetched ahead is in memory beside the buffer."""
+PARTITION_FETCH_BYTES = 512 << 10
+"""Of one partition in it; a larger record comes alone."""
 POLL_SHARE = 0.1
 """Of the buffer limit, at most so much is handed over at once: by so much the limit can be overrun."""
 COMMIT_SECONDS = 5.0
@@ -153,6 +157,8 @@ class Intake:
             isolation_level="read_committed",
             max_records=min(POLL_RECORDS, int(self._limits.max_buffered_events * POLL_SHARE)),
             batch_timeout_ms=POLL_MILLISECONDS,
+            fetch_max_bytes=FETCH_BYTES,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
             session_timeout_ms=int(self._kafka.session_timeout_seconds * 1000),
             heartbeat_interval_ms=int(self._kafka.heartbeat_seconds * 1000),
             rebalance_timeout_ms=int(self._kafka.rebalance_timeout_seconds * 1000),

@@ -59,7 +59,7 @@ async def test_a_backlog_of_large_events_is_bounded_by_its_bytes(trial: MakeTria
 
         await until("everything committed", finished, 60, every_seconds=0.1)
         assert await service.stop() == 0
-    # A fetch is 1 MiB a partition by aiokafka's default, and an event is held as its record and as its item.
+    # A fetch is at most 0.5 MiB a partition, and an event is held as its record and as its item.
     assert size < peak <= 3 * (1 << 20) + 3 * size
     report = await run.audit()
     assert report.content, report.lines()
