@@ -60,7 +60,8 @@ faults-table: env ## run the faults and make docs/faults.md of their figures (CO
 
 bench: env ## measure everything beside a floor and a plain program, in one run (half an hour; ARGS="--only dense")
 	$(BIN)/python bench/run.py --json bench/figures.json $(ARGS)
-	$(BIN)/python bench/plot.py bench/figures.json bench/figures.png
+	$(BIN)/python bench/plot.py bench/figures.json docs/images/performance.png
+	$(BIN)/python bench/page.py bench/figures.json docs/performance.md
 
 bench-emulator: env ## measure the emulator, empty and with a million items
 	$(BIN)/python bench/emulator.py $(ARGS)
