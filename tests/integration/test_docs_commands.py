@@ -199,7 +199,7 @@ REFUSING = FaultScript(rules=(Rule(Moderation(), Match(text="says 2")),))
 SAID = {
     "README.md": [r"nothing lost, nothing doubled, nothing out of order", r"convoy topics|: exists"],
     "docs/dead-letters.md": [r"1 would be sent; nothing was", r"\n1 sent, 0 left"],
-    "docs/quick-start.md": [r'"status": "delivered"', r'"text": ?"Where is my parcel\?"'],
+    "docs/quick-start.md": [r"✓", r'"status": "delivered"', r'"text": ?"Where is my parcel\?"'],
 }
 """What must have been printed, beyond that every command ended well."""
 
