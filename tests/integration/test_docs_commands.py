@@ -112,6 +112,7 @@ class Reader:
                 "PATH": f"{own}:{os.environ['PATH']}",
                 "BIN": str(own),
                 "FOLDER": str(folder),
+                "TMPDIR": str(folder),
                 "OPS_PORT": str(self.ops_port),
                 "EMULATOR_PORT": str(self.emulator_port),
                 "MADE_FOR_REAL": " ".join(MADE_FOR_REAL),
