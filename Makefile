@@ -80,8 +80,8 @@ RUNTIME := build/runtime
 SUPPLY := build/supply
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' service/__init__.py)
 # What may be shipped with an Apache-2.0 program, by the names that packages give their licences.
-LICENSES := MIT;MIT License;BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL);Apache Software License;Apache-2.0
-LICENSES := $(LICENSES);Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
+LICENSES := MIT;MIT License;BSD License;3-Clause BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL)
+LICENSES := $(LICENSES);Apache Software License;Apache-2.0;Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
 LICENSES := $(LICENSES);Python Software Foundation License;PSF-2.0;Mozilla Public License 2.0 (MPL 2.0)
 
 .PHONY: hooks dist sbom licenses audit version set-version release-notes
