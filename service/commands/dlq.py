@@ -154,7 +154,7 @@ async def _show_one(settings: KafkaSettings, place: str) -> int:
 
 async def _send_again(settings: KafkaSettings, selection: Selection, how: Redrive) -> int:
     if not how.execute:
-        chosen = [letter for letter, _ in await _select(settings, selection)]
+        chosen = [letter for letter, _ in await _select(settings, selection, whole=False)]
         for letter in chosen:
             target = how.aim.target(letter)
             if target is None:
