@@ -47,10 +47,12 @@ SILENCE = Unanswered(Fate.UNKNOWN, "timeout", "no answer")
 UNREACHED = Unanswered(Fate.NOT_SENT, "connect_error", "refused")
 
 
-def draw_fate(world: World) -> Fated:
+def draw_fate(world: World, conversation_id: str) -> Fated:
     weather, chances = world.weather, world.chances
     if world.next_fates:
         return world.next_fates.pop(0)
+    if conversation_id == "conv_0" and world.happens(weather.sick):
+        return Fated("500 of its own", error(500, "server_error"), chances.choice([0, 0, 1, 2]))
     seconds = world.soon() * 3
     landing = chances.uniform(0, seconds)
     connect = chances.uniform(0.0, CONNECT_SECONDS * 1.1) if world.happens(weather.slow_connect) else 0.001
@@ -93,7 +95,7 @@ class SimulatedConversations:
         self, conversation_id: str, items: Sequence[Buffer], *, still: Callable[[], bool] | None = None
     ) -> Answer:
         world = self._world
-        fate = draw_fate(world)
+        fate = draw_fate(world, conversation_id)
         await asyncio.sleep(min(fate.connect, CONNECT_SECONDS))
         if fate.connect > CONNECT_SECONDS or fate.answer is UNREACHED:
             return UNREACHED

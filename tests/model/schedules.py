@@ -254,11 +254,15 @@ def _dead_letters(world: World) -> list[SeenDeadLetter]:
 def draw_weather(chances: random.Random, *, beyond: bool) -> Weather:
     """A few kinds of trouble at a time; what the contract leaves open only where ``beyond``."""
     weather = Weather()
-    kinds = [entry.name for entry in fields(Weather) if entry.name not in {"too_late", "same_words", "other_writers"}]
+    kinds = [
+        entry.name for entry in fields(Weather) if entry.name not in {"too_late", "same_words", "other_writers", "sick"}
+    ]
     for name in chances.sample(kinds, chances.randint(0, 5)):
         setattr(weather, name, chances.choice([0.02, 0.1, 0.3]))
     if chances.random() < 0.3:
         weather.other_writers = chances.choice([0.1, 0.5])
+    if chances.random() < 0.15:
+        weather.sick = 0.9
     if beyond:
         weather.too_late = 0.1
         weather.same_words = chances.choice([0.0, 0.3])

@@ -11,7 +11,7 @@ import pytest
 from model.sweep import Swept, play_all, sweep
 
 SOAK = os.environ.get("CONVOY_SOAK", "") not in {"", "0"}
-SCHEDULES = 40_000 if SOAK else 700
+SCHEDULES = 40_000 if SOAK else 600
 BEYOND = 4000 if SOAK else 100
 PLAYED = (
     ("ledger_recoveries_total", "open_intents"),

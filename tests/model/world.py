@@ -60,6 +60,8 @@ class Weather:
     html: float = 0.0
     slow_connect: float = 0.0
     read_fails: float = 0.0
+    sick: float = 0.0
+    """How often a request to the first conversation ends in an error of the API's own."""
     other_writers: float = 0.0
     """How often another writer adds an item to a conversation just before a request of ours does."""
     same_words: float = 0.0
