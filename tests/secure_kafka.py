@@ -108,7 +108,7 @@ class SecureKafka(JvmKafka):
     @property
     def admin(self) -> AdminClient:
         if self._admin is None:
-            self._admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+            self._admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
         return self._admin
 
     def set_scram(self, user: str, password: str | None) -> None:

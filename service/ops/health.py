@@ -49,8 +49,8 @@ class Health:
         self.last_progress = time.time()
 
     def trouble(self, what: str, words: str) -> bool:
-        """Note what keeps a part of it from its work, until `mended`; returns whether that is news."""
-        news = self._troubles.get(what) != words
+        """Note what keeps a part of it from its work, until `mended`; returns whether that is news, of any part."""
+        news = words not in self._troubles.values()
         self._troubles[what] = words
         return news
 

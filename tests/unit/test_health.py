@@ -92,6 +92,8 @@ def test_a_part_that_is_kept_from_its_work_is_shown_until_it_is_at_it_again(heal
     health.waiting_for = None
     assert health.trouble("reading", "no right to topic a")
     assert not health.trouble("reading", "no right to topic a"), "no news"
+    assert not health.trouble("committing", "no right to topic a"), "no news either"
+    assert health.mended("committing")
     assert health.trouble("writing", "no right to topic b")
     assert health.ready() == (False, {"status": "no right to topic a", "circuit": "closed"})
     assert health.mended("reading")
