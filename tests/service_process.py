@@ -124,7 +124,8 @@ class ServiceProcess:
         self.kill()
         await self._http.aclose()
         if kind is None:
-            assert betrayed(self.log(), self._settings) == []
+            found = betrayed(self.log(), self._settings)
+            assert not found, f"its log tells what it must not: {found}"
 
     # Its life
 
