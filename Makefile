@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator docs screenshots soak faults-table clean
+.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator bench-cost dashboard-picture docs screenshots soak faults-table clean
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 env: $(READY) ## the virtual environment, from the lock file (with uv where present)
 
@@ -69,6 +69,12 @@ bench-emulator: env ## measure the emulator, empty and with a million items
 screenshots: env ## make the pictures of the documentation (needs Chromium: .ci/install-browser)
 	$(BIN)/python tests/screenshots.py
 
+bench-cost: env ## what metrics, logs and traces cost in that
+	$(BIN)/python bench/cost.py $(ARGS)
+
+dashboard-picture: env ## docs/dashboard.png, from a real run
+	$(BIN)/python tests/dashboard_picture.py
+
 docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --reference > docs/configuration.md
 	$(BIN)/convoy asyncapi --schemas docs/schemas
@@ -82,6 +88,8 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' service/__init__.py)
 # What may be shipped with an Apache-2.0 program, by the names that packages give their licences.
 LICENSES := MIT;MIT License;BSD License;3-Clause BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL)
 LICENSES := $(LICENSES);Apache Software License;Apache-2.0;Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
+LICENSES := MIT;MIT License;BSD License;3-Clause BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL);Apache Software License;Apache-2.0
+LICENSES := $(LICENSES);Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
 LICENSES := $(LICENSES);Python Software Foundation License;PSF-2.0;Mozilla Public License 2.0 (MPL 2.0)
 
 .PHONY: hooks dist sbom licenses audit version set-version release-notes
@@ -131,8 +139,8 @@ release-notes: ## what the changelog says of this version
 	@awk '/^## / { wanted = ($$2 == "$(VERSION)"); next } wanted' CHANGELOG.md
 
 lock: ## compile the lock files anew (needs uv)
-	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 -q -o requirements.lock
-	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra demo --group dev -q -c requirements.lock -o requirements-dev.lock
+	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra otel -q -o requirements.lock
+	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra demo --extra otel --group dev -q -c requirements.lock -o requirements-dev.lock
 	uv pip compile --group supply --universal --generate-hashes --python-version 3.11 -q -o requirements-supply.lock
 
 clean: ## remove what was made here

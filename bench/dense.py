@@ -18,16 +18,19 @@ import time
 import urllib.request
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from kafka_server import KafkaServer, create_topics, find_kafka
+from kafka_server import KafkaServer, create_topics, find_kafka, free_port
 
 from service.evidence import audit_run, read_dump
 from service.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from service.audit import Report
 
 HERE = Path(__file__).resolve().parent
 DEADLINE_SECONDS = 600
@@ -76,17 +79,22 @@ def resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def wait_for_items(url: str, count: int, service: subprocess.Popen[bytes]) -> None:
+def wait_for_items(url: str, count: int, service: subprocess.Popen[bytes]) -> list[tuple[int, float]]:
+    """Returns, look by look, how many items the API had and how much CPU the service had used by then."""
+    looks: list[tuple[int, float]] = []
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while json.loads(get(f"{url}/stats"))["items"] < count:
+    while not looks or looks[-1][0] < count:
+        looks.append((json.loads(get(f"{url}/stats"))["items"], cpu_seconds(service.pid)))
         if service.poll() is not None:
             raise SystemExit(f"the service ended with {service.returncode}")
         if time.monotonic() > deadline:
             raise SystemExit("not done in time")
         time.sleep(0.2)
+    return looks
 
 
-def run(kafka: KafkaServer, options: argparse.Namespace) -> int:
+def measure(kafka: KafkaServer, options: argparse.Namespace) -> tuple[dict[str, Any], Report]:
+    """Run it once; returns its figures and what the audit says."""
     prefix = f"bench.{uuid.uuid4().hex[:6]}"
     settings = KafkaSettings(
         bootstrap_servers=kafka.bootstrap_servers,
@@ -118,15 +126,16 @@ def run(kafka: KafkaServer, options: argparse.Namespace) -> int:
         "CONVOY_KAFKA__LEDGER_TOPIC": settings.ledger_topic,
         "CONVOY_API__BASE_URL": f"{url}/v1",
         "CONVOY_API__KEY": "bench",
-        "CONVOY_OPS__PORT": "0",
+        "CONVOY_OPS__HOST": "127.0.0.1",
+        "CONVOY_OPS__PORT": str(free_port()),
         "CONVOY_LOG__LEVEL": "warning",
         **dict(setting.split("=", 1) for setting in options.set),
     }
-    command = [sys.executable, "-m", "service", "run"]
+    command = [sys.executable, *(["-m", "service"] if not options.blind else [str(HERE / "blind.py")]), "run"]
     with tempfile.TemporaryDirectory() as folder:
         service = subprocess.Popen(command, env=environment, cwd=folder)
         try:
-            wait_for_items(url, options.events, service)
+            looks = wait_for_items(url, options.events, service)
             cpu, resident = cpu_seconds(service.pid), resident_mb(service.pid)
             service.terminate()
             code = service.wait(60)
@@ -137,6 +146,7 @@ def run(kafka: KafkaServer, options: argparse.Namespace) -> int:
             standin.terminate()
             standin.wait()
     seconds = stats["last"] - stats["first"]
+    before, started = max((look for look in looks if look[0] < options.events / 4), default=(0, 0.0))
     figures: dict[str, Any] = {
         "events": options.events,
         "seconds": round(seconds, 2),
@@ -148,18 +158,24 @@ def run(kafka: KafkaServer, options: argparse.Namespace) -> int:
         "not_committed": report.uncommitted,
         "cpu_seconds": cpu,
         "cpu_microseconds_per_event": round(cpu / options.events * 1e6, 1),
+        "under_way_without_start": round((cpu - started) / (options.events - before) * 1e6, 1),
         "peak_resident_mb": round(resident),
         "exit_code": code,
     }
+    return figures, report
+
+
+def run(kafka: KafkaServer, options: argparse.Namespace) -> int:
+    figures, report = measure(kafka, options)
     for name, value in figures.items():
         print(f"{name:28} {value}")
     for name, value in report.lines():
         print(f"{name:28} {value}")
-    return 0 if report.content and code == 0 and not report.uncommitted else 1
+    return 0 if report.content and figures["exit_code"] == 0 and not report.uncommitted else 1
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--events", type=int, default=120_000)
     parser.add_argument("--conversations", type=int, default=2_000)
     parser.add_argument("--partitions", type=int, default=12)
@@ -167,7 +183,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ledger", action="store_true", help="with the ledger on")
     parser.add_argument("--set", action="append", default=[], help="CONVOY_…=value, more than once")
-    options = parser.parse_args()
+    parser.add_argument("--blind", action="store_true", help="without metrics and logs, to see what they cost")
+    return parser
+
+
+def main() -> int:
+    options = arguments(__doc__).parse_args()
     with find_kafka() as kafka:
         return run(kafka, options)
 

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import math
+import os
 import random
 import signal
 import sys
@@ -42,12 +43,13 @@ from service.ops.http import OpsApp
 from service.ops.metrics import Metrics
 from service.pump import Pump
 from service.schemas import asyncapi
-from service.settings import Settings, SettingsError, load, read_key
+from service.settings import Settings, SettingsError, load, read_key, traces_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from service.core.grouper import Partition
+    from service.ops.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,9 @@ class Service:
             exact=bool(settings.kafka.ledger_topic),
         )
         cursors = Cursors(settings.limits.max_known_conversations)
-        self.conversations = Conversations(settings.api, version=__version__)
+        self.tracing = _tracing(settings)
+        propagate = None if self.tracing is None else self.tracing.propagate
+        self.conversations = Conversations(settings.api, version=__version__, propagate=propagate)
         self.outlet = Outlet(settings.kafka, self.metrics, fatal=self.fail)
         self.ledger = (
             Ledger(
@@ -145,6 +149,7 @@ class Service:
             fatal=self.fail,
             clock=self.clock,
             journal=self.ledger,
+            tracing=self.tracing,
         )
         self.intake = Intake(
             settings,
@@ -209,6 +214,8 @@ class Service:
         closing = [self.outlet.stop(STOP_SECONDS)]
         if self.ledger is not None:
             closing.append(self.ledger.stop())
+        if self.tracing is not None:
+            closing.append(self.tracing.stop(STOP_SECONDS))
         # Side by side: each takes its whole time when no broker answers, and the pod's grace period is short.
         await asyncio.gather(*closing)
         await self.conversations.__aexit__()
@@ -409,6 +416,20 @@ class Service:
             ],
             "outcomes_being_stored": self.outlet.waiting(),
         }
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if not traces_wanted(os.environ):
+        return None
+    from service.ops.tracing import otlp_tracing  # noqa: PLC0415 - the extra that it needs may not be installed
+
+    kafka = settings.kafka
+    return otlp_tracing(
+        version=__version__,
+        events_topic=kafka.events_topic,
+        group_id=kafka.group_id,
+        base_url=settings.api.base_url,
+    )
 
 
 def create_app(settings: Settings | None = None) -> FastStream:

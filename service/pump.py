@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from service.kafka.routing import Destination
     from service.ops.health import Health
     from service.ops.metrics import Metrics
+    from service.ops.tracing import AttemptTrace, BatchTrace, Tracing
     from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Pump:
         fatal: Callable[[BaseException], None],
         clock: Callable[[], float],
         journal: Journal | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._kafka = settings.kafka
         self._failed_replies = settings.reply.failures
@@ -113,6 +115,7 @@ class Pump:
         self._fatal = fatal
         self._clock = clock
         self._journal = journal
+        self._tracing = tracing
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
@@ -164,6 +167,8 @@ class Pump:
                 self._metrics.counter("batches_total", batch.flush_reason).inc()
                 self._batch_items.observe(len(batch.events))
                 self._batch_wait.observe(batch.waited_seconds)
+                if self._tracing is not None:
+                    batch.trace = self._tracing.begin(batch, now)
             # Now: what is known of the conversation may be forgotten before the task runs.
             self._delivery.began(batch, action, now)
             probe = self._circuit.started(now)
@@ -208,26 +213,8 @@ class Pump:
                     return
             # Not sooner: what is absent so long after an attempt began is taken never to come.
             started_at = self._clock()
-            try:
-                answer = await self._request(batch, action, still)
-                now = self._clock()
-                verdict = judge(answer, self._expected(batch, action, answer), self._overrides)
-                result = Result()
-                # An answer that comes after its partition was lost is its next owner's to find out.
-                if batch.lane.partition.alive:
-                    result = self._decide(batch, action, answer, verdict, started_at, now)
-                    result = self._delivery.guard(batch, result, now)
-            except Exception as error:  # one delivery's bug is fenced: it ends in dead letters, the others go on
-                log.exception("a delivery failed unforeseen", extra={"error": type(error).__name__})
-                now = self._clock()
-                # Nobody knows what is stored: behind the old cursor the next message in the same words would be found.
-                self._delivery.cursors.forget(batch.conversation_id)
-                result = _internal_error(batch, error)
-            else:
-                signal = _signal(verdict)
-                self._count(action, verdict, result, now - started_at)
-                if verdict.retry_after_seconds is not None:
-                    self._limiter.hold_until(now + verdict.retry_after_seconds)
+            result, signal = await self._attempt(batch, action, still, started_at)
+            now = self._clock()
             if result.outcomes and self._journal is not None:
                 # The API is done with it: how long a record takes is no latency of its.
                 self._limiter.finished(now, started_at=started_at, signal=signal)
@@ -247,6 +234,34 @@ class Pump:
             if batch.lane.partition.draining:
                 self._drained.set()
             self._wake.set()
+
+    async def _attempt(
+        self, batch: Batch, action: Action, still: Callable[[], bool] | None, started_at: float
+    ) -> tuple[Result, Signal]:
+        """Make the request and judge its answer; returns what follows, and what it says of the load."""
+        trace: AttemptTrace | None = None if batch.trace is None else batch.trace.attempt(action)
+        try:
+            answer = await self._request(batch, action, still)
+            now = self._clock()
+            verdict = judge(answer, self._expected(batch, action, answer), self._overrides)
+            result = Result()
+            # An answer that comes after its partition was lost is its next owner's to find out.
+            if batch.lane.partition.alive:
+                result = self._decide(batch, action, answer, verdict, started_at, now)
+                result = self._delivery.guard(batch, result, now)
+        except Exception as error:  # one delivery's bug is fenced: it ends in dead letters, the others go on
+            log.exception("a delivery failed unforeseen", extra={"error": type(error).__name__})
+            if trace is not None:
+                trace.failed(error)
+            # Nobody knows what is stored: behind the old cursor the next message in the same words would be found.
+            self._delivery.cursors.forget(batch.conversation_id)
+            return _internal_error(batch, error), Signal.NEUTRAL
+        if trace is not None:
+            trace.answered(verdict)
+        self._count(action, verdict, result, now - started_at)
+        if verdict.retry_after_seconds is not None:
+            self._limiter.hold_until(now + verdict.retry_after_seconds)
+        return result, _signal(verdict)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -330,8 +345,10 @@ class Pump:
         if not batch.lane.partition.alive:
             # Its partition was lost meanwhile: what came of it is its next owner's to say.
             self._grouper.done(batch, now)
+            if batch.trace is not None:
+                batch.trace.lost()
             return
-        self._conclude(batch.lane.partition, result.outcomes)
+        self._conclude(batch.lane.partition, result.outcomes, batch.trace)
         if result.again_at is not None:
             self._grouper.again(batch, result.again_at)
         elif result.parts:
@@ -373,15 +390,15 @@ class Pump:
             outcome = Delivered([event], [item], settled.batch_size, settled.index, settled.attempts, read_back=False)
         self._conclude(partition, [outcome])
 
-    def _conclude(self, partition: Partition, outcomes: Sequence[Outcome]) -> None:
+    def _conclude(self, partition: Partition, outcomes: Sequence[Outcome], trace: BatchTrace | None = None) -> None:
         for outcome in outcomes:
             partition.unstored += len(outcome.events)
             if isinstance(outcome, Delivered):
-                self._reply(partition, outcome)
+                self._reply(partition, outcome, trace)
             else:
-                self._give_up(partition, outcome)
+                self._give_up(partition, outcome, trace)
 
-    def _reply(self, partition: Partition, outcome: Delivered) -> None:
+    def _reply(self, partition: Partition, outcome: Delivered, trace: BatchTrace | None) -> None:
         events = outcome.events
         wall_clock = time.time()
         self._delivered.inc(len(events))
@@ -393,8 +410,14 @@ class Pump:
             OutgoingRecord(key, value, headers, codec.make_lean)
             for value, headers in codec.replies(outcome, self._kafka.events_topic, wall_clock)
         ]
+        told = None
+        if trace is not None:
+            sending = trace.outcome(outcome, events, self._kafka.reply_topic)
+            told = sending.stored
+            for event, record in zip(events, records, strict=True):
+                sending.carry(event, record.headers)
         runs = self._runs(events)
-        stored = self._settler(partition, events, writes=len(runs))
+        stored = self._settler(partition, events, writes=len(runs), told=told)
         for destination, start, end in runs:
             records[end - 1].stored = stored
             self._send(destination, key, records[start:end])
@@ -418,14 +441,18 @@ class Pump:
             partition = self._outlet.partition_for(destination.topic, key)
         self._outlet.store(destination.topic, partition, records)
 
-    def _give_up(self, partition: Partition, outcome: DeadLettered) -> None:
+    def _give_up(self, partition: Partition, outcome: DeadLettered, trace: BatchTrace | None) -> None:
         for event in outcome.events:
-            stored = self._settler(partition, [event], writes=2 if self._failed_replies else 1)
+            sending = None if trace is None else trace.outcome(outcome, [event], self._kafka.dead_letter_topic)
+            told = None if sending is None else sending.stored
+            stored = self._settler(partition, [event], writes=2 if self._failed_replies else 1, told=told)
             self._dead_letter(event.source, outcome.dead, stored)
             if self._failed_replies:
                 key = event.conversation_id.encode()
                 value = codec.failed_reply(event, outcome.dead, self._kafka.events_topic, time.time())
                 record = OutgoingRecord(key, value, codec.reply_headers(event), codec.make_lean, stored)
+                if sending is not None:
+                    sending.carry(event, record.headers)
                 self._send(self._router.destination(event.source.headers), key, [record])
 
     def _dead_letter(self, source: Any, dead: Dead, stored: Callable[[], None]) -> None:
@@ -437,8 +464,10 @@ class Pump:
         topic = self._kafka.dead_letter_topic
         self._outlet.store(topic, self._outlet.partition_for(topic, source.key), [record])
 
-    def _settler(self, partition: Partition, events: Sequence[Event], *, writes: int = 1) -> Callable[[], None]:
-        """What to call when a write is stored; the last of ``writes`` settles the events."""
+    def _settler(
+        self, partition: Partition, events: Sequence[Event], *, writes: int = 1, told: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """What to call when a write is stored; the last of ``writes`` settles the events, and is told if asked."""
         left = writes
 
         def stored() -> None:
@@ -446,6 +475,8 @@ class Pump:
             left -= 1
             if not left:
                 partition.settle(events)
+                if told is not None:
+                    told()
                 self._stored(partition, len(events))
 
         return stored

@@ -7,6 +7,7 @@ secret files. This module knows names, defaults, bounds and contradictions; it b
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import ipaddress
 import json
 import os
@@ -553,6 +554,7 @@ def load(*, need_key: bool = True) -> Settings:
     except (OSError, UnicodeDecodeError):
         raise SettingsError(f"{ENV_FILE}: cannot be read, or is no text (CONVOY_ variables go before it)") from None
     _check_names(given)
+    _check_traces(os.environ)
     folder = given.get(SECRETS_DIR) or None
     try:
         secrets = _secret_files(folder)
@@ -646,6 +648,44 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def traces_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's own variables ask for traces; its default, to export always, is none for a service.
+
+    An exporter or an endpoint has to be named, and the SDK not disabled.
+    """
+
+    def given(name: str) -> str:
+        return environment.get(name, "").strip().lower()
+
+    if given("OTEL_SDK_DISABLED") == "true":
+        return False
+    if exporter := given("OTEL_TRACES_EXPORTER"):
+        return exporter != "none"
+    return bool(given("OTEL_EXPORTER_OTLP_ENDPOINT") or given("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+def _check_traces(environment: Mapping[str, str]) -> None:
+    if not traces_wanted(environment):
+        return
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() or "otlp"
+    if exporter not in {"otlp", "console"}:
+        raise SettingsError(f"OTEL_TRACES_EXPORTER: otlp, console or none, not {exporter}")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := environment.get(name, "").strip().lower():
+            if protocol != "http/protobuf":
+                raise SettingsError(f"{name}: only http/protobuf is spoken, not {protocol}")
+            break
+    if not all(_is_installed(name) for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")):
+        raise SettingsError("OTEL_* variables ask for traces, which need more: pip install 'convoy[otel]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def groups() -> dict[str, type[Group]]:

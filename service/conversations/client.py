@@ -18,7 +18,7 @@ from service.conversations.transport import AiohttpTransport, WithdrawnError
 from service.core.model import Answered, Fate, Unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, MutableMapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Buffer
@@ -37,7 +37,14 @@ MAX_PAGES = 50
 class Conversations:
     """Creates and lists items; an ``async with`` opens and closes its connections."""
 
-    def __init__(self, settings: ApiSettings, *, version: str) -> None:
+    def __init__(
+        self,
+        settings: ApiSettings,
+        *,
+        version: str,
+        propagate: Callable[[MutableMapping[str, str]], None] | None = None,
+    ) -> None:
+        self._propagate = propagate
         self._transport = AiohttpTransport(
             connect_timeout_seconds=settings.connect_timeout_seconds,
             total_timeout_seconds=settings.total_timeout_seconds,
@@ -139,6 +146,8 @@ class Conversations:
         return f"{self._path}/conversations/{quote(conversation_id, safe='')}/items".encode("ascii")
 
     async def _exchange(self, request: httpx.Request) -> Answer:
+        if self._propagate is not None:
+            self._propagate(request.headers)
         try:
             response = await self._transport.handle_async_request(request)
         except WithdrawnError:

@@ -345,6 +345,7 @@ class Delivery:
             counted_at=batch.counted_at,
             open_when_counted=batch.open_when_counted,
             refused_at=batch.refused_at,
+            trace=batch.trace,
             atomic_refusal=batch.atomic_refusal,
         )
 

@@ -150,6 +150,8 @@ class Batch:
     """The other half of a split: once this half is accepted, that one holds the culprit."""
     known_guilty: bool = False
     """A half whose other half the API accepted: it holds the culprit, so it is split without being sent."""
+    trace: Any = None
+    """What tracing keeps with it and with its parts, if it is sampled; the core never looks inside."""
     atomic_refusal: bool = False
     """A read-back showed that the API stored nothing of a request it refused; its parts need not look again."""
 

@@ -85,6 +85,8 @@ class Outlet:
         self._partitions: dict[str, list[int]] = {}
         self._partition_of: dict[tuple[str, bytes], int] = {}
         self._queues: dict[tuple[str, int], _Queue] = {}
+        for topic in (settings.reply_topic, settings.dead_letter_topic):
+            self._writes_to(topic)
 
     async def start(self, topics: Sequence[str]) -> None:
         """Connect, and learn how many partitions each topic has.
@@ -117,10 +119,15 @@ class Outlet:
         for topic in topics:
             partitions = metadata.partitions_for_topic(topic)
             if partitions:
+                self._writes_to(topic)
                 self._partitions[topic] = sorted(partitions)
                 await self._producer.partitions_for(topic)
             else:
                 log.warning("an allowed reply topic does not exist", extra={"topic": topic})
+
+    def _writes_to(self, topic: str) -> None:
+        # Made before the first failure: a series that begins at 1 has not increased.
+        self._metrics.counter("output_failures_total", topic)
 
     def partitions_of(self, topic: str) -> Sequence[int]:
         """The partitions of a topic; none when it is not known."""

@@ -1,10 +1,14 @@
-"""Logs: one line an event that matters, as JSON or for people; never message text, never a key."""
+"""Logs: one line an event that matters, as JSON or for people; never message text, never a key.
+
+What repeats is told a few times and then counted: trouble that lasts must not fill a disk, nor hide what else is said.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,6 +16,8 @@ import msgspec
 from service.ops.times import timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from service.settings import LogSettings
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -24,6 +30,40 @@ QUIET = {
     "uvicorn": logging.WARNING,
 }
 """Libraries whose lines below this level say less than ours."""
+
+
+REPEATS = 5
+REPEATS_SECONDS = 60.0
+"""So many lines of a kind within so many seconds; those left out are counted on the next one."""
+KINDS = 1000
+"""A library that writes its values into its messages makes a kind of each; more are not remembered."""
+
+
+class Repetition(logging.Filter):
+    """Leaves out lines of a kind (logger, level, message before its values) that come too often; no critical ones."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._told: dict[tuple[str, int, str], tuple[float, int]] = {}
+        """By kind, when its count began, and how many there were since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written; the first after others were left out says how many in ``left_out``."""
+        if record.levelno >= logging.CRITICAL:
+            return True
+        kind = (record.name, record.levelno, str(record.msg))
+        now = self._clock()
+        began, count = self._told.get(kind, (now, 0))
+        left_out = 0
+        if now - began >= REPEATS_SECONDS:
+            began, count, left_out = now, 0, max(0, count - REPEATS)
+        if len(self._told) >= KINDS and kind not in self._told:
+            self._told.clear()
+        self._told[kind] = (began, count + 1)
+        if left_out:
+            record.left_out = left_out
+        return count < REPEATS
 
 
 class JsonFormatter(logging.Formatter):
@@ -61,6 +101,7 @@ def set_up(settings: LogSettings) -> None:
     """Send all logs to standard error in the form chosen."""
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(JsonFormatter() if settings.format == "json" else ConsoleFormatter())
+    output.addFilter(Repetition())
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(settings.level.upper())

@@ -58,7 +58,9 @@ class Row:
 EVENT_RESULT = Label("result", ("accepted", "invalid", "tombstone", "key_mismatch", "settled_before"))
 FLUSH_REASON = Label("flush_reason", tuple(FlushReason))
 OPERATION = Label("operation", (Action.SEND, Action.READ_BACK, Action.READ_CURSOR))
-CODE = Label("code", bound="an HTTP status, or a word of ours where no answer came")
+UNANSWERED = ("connect_error", "tls_error", "timeout", "connection_cut", "withdrawn", "endless_list")
+"""The words of ours that stand for a status where no answer came."""
+CODE = Label("code", bound=f"an HTTP status; where no answer came, {', '.join(UNANSWERED)}")
 VERDICT = Label("verdict", tuple(Kind))
 SETBACK = Label("verdict", tuple(kind for kind in Kind if kind is not Kind.DELIVERED))
 REASON = Label("reason", tuple(Reason))

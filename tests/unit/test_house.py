@@ -47,6 +47,7 @@ KNOWN_ONLY_IN = {
     "confluent_kafka": {"commands"},
     "typer": {"cli"},
     "rich": {"commands"},
+    "opentelemetry": {"ops"},
     "uvicorn": {"ops", "emulator"},
     "jinja2": {"emulator"},
     "pytest": {"emulator"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.ops import logs
-from service.ops.logs import ConsoleFormatter, JsonFormatter
+from service.ops.logs import KINDS, REPEATS, REPEATS_SECONDS, ConsoleFormatter, JsonFormatter, Repetition
 from service.settings import LogSettings
 
 if TYPE_CHECKING:
@@ -117,3 +117,56 @@ def test_a_library_is_heard_from_its_own_level_on_and_never_below_the_one_chosen
     logs.set_up(LogSettings(level="error"))
     logging.getLogger(name).warning("not asked for")
     assert capsys.readouterr().err == ""
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_repeats_is_told_a_few_times_and_then_counted() -> None:
+    clock = Clock()
+    repetition = Repetition(clock)
+    assert [repetition.filter(record("broken %d", n)) for n in range(REPEATS + 7)] == [True] * REPEATS + [False] * 7
+    clock.now += REPEATS_SECONDS
+    next_one = record("broken %d", 99)
+    assert repetition.filter(next_one)
+    assert json.loads(JsonFormatter().format(next_one))["left_out"] == 7
+    following = record("broken %d", 100)
+    assert repetition.filter(following)
+    assert "left_out" not in json.loads(JsonFormatter().format(following))
+
+
+def test_one_kind_of_line_does_not_silence_another() -> None:
+    repetition = Repetition(Clock())
+    while repetition.filter(record("broken")):
+        pass
+    assert repetition.filter(record("something else"))
+    louder = record("broken")
+    louder.levelno = logging.ERROR
+    assert repetition.filter(louder)
+
+
+def test_critical_lines_are_never_left_out() -> None:
+    repetition = Repetition(Clock())
+    for _ in range(3 * REPEATS):
+        last = record("stopping")
+        last.levelno = logging.CRITICAL
+        assert repetition.filter(last)
+
+
+def test_kinds_without_end_take_no_memory_without_end() -> None:
+    repetition = Repetition(Clock())
+    for number in range(3 * KINDS):
+        assert repetition.filter(record(f"value {number}"))
+    assert len(repetition._told) <= KINDS
+
+
+def test_repetition_is_limited_where_the_service_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(LogSettings())
+    for _ in range(10 * REPEATS):
+        logging.getLogger("service.kafka.outlet").warning("outcomes cannot be stored, trying again")
+    assert len(capsys.readouterr().err.splitlines()) == REPEATS

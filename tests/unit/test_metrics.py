@@ -12,7 +12,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.ops.metrics import PREFIX, TABLE, Metrics, Row
+from service.conversations.client import WITHDRAWN
+from service.ops.metrics import PREFIX, TABLE, UNANSWERED, Metrics, Row
 
 SERVICE = Path(__file__).parents[2] / "service"
 
@@ -70,6 +71,16 @@ def test_names_are_unique_and_no_label_is_without_bound() -> None:
         "message",
         "url",
     }
+
+
+def test_the_words_that_stand_for_a_status_are_those_that_the_client_has() -> None:
+    found = set()
+    for file in (SERVICE / "conversations").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Unanswered":
+                found |= {each.value for each in ast.walk(node.args[1]) if isinstance(each, ast.Constant)}
+                found |= {WITHDRAWN for each in ast.walk(node.args[1]) if getattr(each, "id", "") == "WITHDRAWN"}
+    assert found == set(UNANSWERED)
 
 
 def test_what_is_not_in_the_table_cannot_be_written() -> None:
