@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator bench-cost dashboard-picture docs screenshots soak faults-table clean
+.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator docs chart screenshots soak faults-table clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -137,6 +138,9 @@ set-version: ## make NEW=1.2.3 set-version: there, and in what has to repeat it 
 
 release-notes: ## what the changelog says of this version
 	@awk '/^## / { wanted = ($$2 == "$(VERSION)"); next } wanted' CHANGELOG.md
+
+chart: env ## write what the chart takes from elsewhere: schema, alerts, dashboard, README (with helm-docs on PATH)
+	$(BIN)/python deploy/chart.py
 
 lock: ## compile the lock files anew (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra otel -q -o requirements.lock

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from rendering import Chart
 
 from service.settings import PREFIX, load
 
@@ -57,6 +59,25 @@ def tools(missing: Callable[[str], NoReturn]) -> Path:
     if done.returncode != 0:
         missing(f"no tools for alerts and dashboard: {done.stderr.strip()}")
     return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def tool(missing: Callable[[str], NoReturn]) -> Callable[[str], str]:
+    """A program by name; its absence ends the test."""
+
+    def find(name: str) -> str:
+        found = shutil.which(name)
+        if found is None:
+            missing(f"no {name} on PATH; .ci/install-deploy-tools provides it")
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def chart(tool: Callable[[str], str]) -> Chart:
+    """The chart, rendered by the helm of this machine."""
+    return Chart(tool("helm"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
