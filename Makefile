@@ -5,9 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+IMAGE ?= localhost/convoy:test
 
 .PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator bench-cost dashboard-picture docs screenshots soak faults-table clean
 .PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator docs chart screenshots soak faults-table clean
+.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator image image-test docs chart screenshots soak faults-table clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -75,6 +77,11 @@ bench-cost: env ## what metrics, logs and traces cost in that
 
 dashboard-picture: env ## docs/dashboard.png, from a real run
 	$(BIN)/python tests/dashboard_picture.py
+image: ## build the image (Docker, else buildah)
+	deploy/image-build.sh $(IMAGE)
+
+image-test: env image ## build the image and run it as the chart does, against a real Kafka and the emulator
+	CONVOY_TEST_IMAGE=$(IMAGE) $(BIN)/python -m pytest tests/deploy/test_image.py $(ARGS)
 
 docs: env ## write the pages that are made from the code
 	$(BIN)/convoy config --reference > docs/configuration.md

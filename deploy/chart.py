@@ -1,8 +1,9 @@
 """Writes what the chart takes from elsewhere, so that each thing is said in one place: `make chart`.
 
 `helm/values.schema.json` is the chart's own `deploy/chart-values.schema.json` with Convoy's settings as `config`;
-`helm/files/` are the alerts and the dashboard; `helm/README.md` is what helm-docs makes of `helm/values.yaml`, where
-helm-docs is to be had. With `--check` nothing is written: exit code 1 names what is not as it would be written.
+`helm/files/` are the alerts, the dashboard and the names of those settings that are secrets; `helm/README.md` is what
+helm-docs makes of `helm/values.yaml`, where helm-docs is to be had. With `--check` nothing is written: exit code 1
+names what is not as it would be written.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def _setting(group: str, name: str, setting: dict[str, Any]) -> dict[str, Any]:
 def generated() -> dict[Path, str]:
     """What is made from other files of this repository alone: path and text."""
     texts = {CHART / "values.schema.json": json.dumps(values_schema(), indent=2, ensure_ascii=False) + "\n"}
+    texts[CHART / "files" / "secrets.yaml"] = "".join(f"- {group}.{name}\n" for group, name in sorted(secrets()))
     return texts | {copy: source.read_text() for copy, source in COPIES.items()}
 
 

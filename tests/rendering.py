@@ -21,6 +21,7 @@ FEATURES = sorted((CHART / "ci").glob("*.yaml"))
 KUBERNETES = "1.36.0"
 RELEASE = "chat"
 REQUIRED = ("--set", "config.kafka.bootstrap_servers=kafka:9092", "--set", "apiKey.existingSecret=conversations-api")
+FROM_A_SECRET = "from-a-secret"
 WORKLOADS = {"Deployment", "StatefulSet"}
 
 every_feature = pytest.mark.parametrize("values", FEATURES, ids=lambda path: path.name)
@@ -62,6 +63,16 @@ class Rendered:
         return found
 
 
+def certify(folder: Path, *, encrypted: bool) -> tuple[Path, Path]:
+    """A certificate that trusts itself, and its key."""
+    certificate, key = folder / "stand-in.crt", folder / "stand-in.key"
+    protection = ["-passout", f"pass:{FROM_A_SECRET}"] if encrypted else ["-nodes"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=stand-in", "-days", "2"]
+    command = ["openssl", "req", *kind, *protection, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, capture_output=True, check=True)
+    return certificate, key
+
+
 def container(pod: Object) -> Object:
     [found] = pod["containers"]
     assert isinstance(found, dict)
@@ -70,16 +81,22 @@ def container(pod: Object) -> Object:
 
 def environment(pod: Object, folder: Path) -> dict[str, str]:
     """The variables of a pod's container; those from Secrets, and files of Secrets, have a stand-in for a value."""
-    found = {}
+    found: dict[str, str] = {}
     mounts = [Path(mount["mountPath"]) for mount in container(pod)["volumeMounts"]]
+    has_password = any(entry["name"].endswith("KEY_PASSWORD") for entry in container(pod)["env"])
+    certificate, private_key = certify(folder, encrypted=has_password)
     for entry in container(pod)["env"]:
-        name, value = entry["name"], entry.get("value", "from-a-secret")
+        name, value = entry["name"], entry.get("value", FROM_A_SECRET)
         assert name not in found, f"{name} is given twice"
         if name.endswith("_FILE"):
             assert Path(value).parent in mounts, f"{name}: nothing is mounted at {value}"
-            stand_in = folder / name
-            stand_in.write_text("from-a-secret")
-            value = str(stand_in)
+            if "_CA_" in name or "_CERT_" in name:
+                value = str(certificate)
+            elif "_SSL_KEY_" in name:
+                value = str(private_key)
+            else:
+                (folder / name).write_text(FROM_A_SECRET)
+                value = str(folder / name)
         found[name] = value
     return found
 

@@ -36,12 +36,13 @@ is a member of the group under its pod's name).
 {{- $values := .root.Values }}
 {{- $files := include "convoy.files" . | fromYaml }}
 {{- $secrets := dict }}
+{{- $oauth := eq (include "convoy.kafkaOauth" .root) "true" }}
 {{- with $values.kafka.sasl }}
 {{- if or .existingSecret .password }}
-{{- $_ := set $secrets "kafka.sasl_password" (dict "name" $.saslSecret "key" .passwordKey) }}
+{{- $_ := set $secrets ($oauth | ternary "kafka.sasl_oauth_client_secret" "kafka.sasl_password") (dict "name" $.saslSecret "key" .passwordKey) }}
 {{- end }}
 {{- if .usernameKey }}
-{{- $_ := set $secrets "kafka.sasl_username" (dict "name" $.saslSecret "key" .usernameKey) }}
+{{- $_ := set $secrets ($oauth | ternary "kafka.sasl_oauth_client_id" "kafka.sasl_username") (dict "name" $.saslSecret "key" .usernameKey) }}
 {{- end }}
 {{- end }}
 {{- with $values.kafka.clientCertificate }}
@@ -49,11 +50,12 @@ is a member of the group under its pod's name).
 {{- $_ := set $secrets "kafka.ssl_key_password" (dict "name" .secret "key" .passwordKey) }}
 {{- end }}
 {{- end }}
+{{- $secretSettings := .root.Files.Get "files/secrets.yaml" | fromYamlArray }}
 {{- $given := dict }}
 {{- range $group, $settings := $values.config }}
 {{- range $name, $value := $settings }}
 {{- $setting := printf "%s.%s" $group $name }}
-{{- if has $setting (list "api.key" "kafka.sasl_password" "kafka.ssl_key_password") }}
+{{- if has $setting $secretSettings }}
 {{- fail (printf "config.%s is a secret and would be readable in the %s: use apiKey, kafka.sasl, kafka.clientCertificate, or extraEnv with a secretKeyRef" $setting $values.kind) }}
 {{- end }}
 {{- if not (kindIs "invalid" $value) }}

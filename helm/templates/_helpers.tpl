@@ -42,15 +42,30 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* A setting from config as text, from list $ GROUP NAME; empty: left to the service. */}}
+{{- define "convoy.setting" -}}
+{{- $group := index (index . 0).Values.config (index . 1) | default dict }}
+{{- $value := index $group (index . 2) }}
+{{- if not (kindIs "invalid" $value) }}
+{{- include "convoy.value" $value }}
+{{- end }}
+{{- end }}
+
 {{- define "convoy.port" -}}
-{{- dig "ops" "port" 8080 .Values.config }}
+{{- include "convoy.setting" (list . "ops" "port") | default 8080 }}
+{{- end }}
+
+{{/* The port that a URL leads to. */}}
+{{- define "convoy.portOf" -}}
+{{- $url := urlParse . }}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (eq $url.scheme "http" | ternary "80" "443") }}
 {{- end }}
 
 {{/*
 The drain, then at worst 5 s for the last commit, 5 s to leave the group, 5 s for the last outcomes, and the end.
 */}}
 {{- define "convoy.terminationGracePeriodSeconds" -}}
-{{- add (dig "shutdown" "drain_seconds" 40 .Values.config | ceil | int64) 20 }}
+{{- add (include "convoy.setting" (list . "shutdown" "drain_seconds") | default 40 | ceil | int64) 20 }}
 {{- end }}
 
 {{/* Contradictions that a schema cannot see; each ends the rendering before anything is sent. */}}
@@ -62,7 +77,7 @@ The drain, then at worst 5 s for the last commit, 5 s to leave the group, 5 s fo
 {{- if and .Values.apiKey.existingSecret .Values.apiKey.value }}
 {{- fail "apiKey.existingSecret and apiKey.value are both set: give one of them" }}
 {{- end }}
-{{- if not (or .Values.apiKey.existingSecret .Values.apiKey.value (dig "api" "key_file" "" .Values.config)) }}
+{{- if not (or .Values.apiKey.existingSecret .Values.apiKey.value (include "convoy.setting" (list . "api" "key_file"))) }}
 {{- fail "the API key is missing: set apiKey.existingSecret to the name of a Secret, or apiKey.value" }}
 {{- end }}
 {{- $sasl := .Values.kafka.sasl }}
@@ -95,6 +110,9 @@ The drain, then at worst 5 s for the last commit, 5 s to leave the group, 5 s fo
 {{- end }}
 {{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) }}
 {{- fail "autoscaling.minReplicas is above autoscaling.maxReplicas" }}
+{{- end }}
+{{- if and .Values.autoscaling.enabled (eq (include "convoy.kafkaOauth" .) "true") (not $kafka.sasl_oauth_token_url) }}
+{{- fail "autoscaling with OAUTHBEARER needs config.kafka.sasl_oauth_token_url: KEDA cannot take a token from a file" }}
 {{- end }}
 {{- if and .Values.topics.create (not .Values.partitions) }}
 {{- fail "topics.create needs partitions: how many should the topics have?" }}

@@ -1,4 +1,8 @@
-{{/* How KEDA says what config.kafka says of the connection. */}}
+{{/* How Kafka is spoken to, and how KEDA says it. */}}
+
+{{- define "convoy.kafkaOauth" -}}
+{{- eq (include "convoy.setting" (list . "kafka" "sasl_mechanism")) "OAUTHBEARER" }}
+{{- end }}
 
 {{- define "convoy.kafkaTls" -}}
 {{- hasSuffix "SSL" (.Values.config.kafka.security_protocol | default "PLAINTEXT") }}
