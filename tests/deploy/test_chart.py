@@ -270,8 +270,7 @@ def test_settings_of_every_kind_arrive_as_they_were_meant(
     assert settings.limits.max_buffered_bytes == 268_435_456
     assert settings.reply.failures is True
     assert settings.log.level == "debug"
-    assert settings.api.extra_headers == {"x-team": 'chat "blue"'}
-    assert settings.delivery.verdicts == {"servicebusy": "busy", "quota": "throttled"}
+    assert settings.delivery.verdicts == {"servicebusy": "busy", 'over "quota"': "throttled"}
     assert settings.shutdown.drain_seconds == 41.5
     assert "CONVOY_DELIVERY__MAX_REQUESTS_PER_SECOND" not in given, "null is the service's own default"
 
