@@ -57,6 +57,16 @@ class Image:
         return found
 
 
+def configured(variables: Mapping[str, str], folder: Path) -> tuple[str, ...]:
+    """The options that give a container its settings, the key as a mounted file."""
+    key = folder / "key"
+    key.write_text(API_KEY + "\n")
+    key.chmod(0o644)
+    given = {name: value for name, value in variables.items() if name != "CONVOY_API__KEY"}
+    given["CONVOY_API__KEY_FILE"] = KEY_FILE
+    return (f"--volume={key}:{KEY_FILE}:ro", *(f"--env={name}={value}" for name, value in given.items()))
+
+
 class ServiceContainer(ServiceProcess):
     """`convoy run` in a container; told to stop as Kubernetes does, and killed at the end if need be."""
 
@@ -64,15 +74,8 @@ class ServiceContainer(ServiceProcess):
         super().__init__(settings, folder)
         self._image = image
         self._name = f"convoy-test-{uuid.uuid4().hex[:8]}"
-        key = folder / "key"
-        key.write_text(API_KEY + "\n")
-        key.chmod(0o644)
         given = {name: value for name, value in self._environment.items() if name.startswith("CONVOY_")}
-        del given["CONVOY_API__KEY"]
-        given["CONVOY_API__KEY_FILE"] = KEY_FILE
-        variables = tuple(f"--env={name}={value}" for name, value in given.items())
-        options = (f"--name={self._name}", f"--volume={key}:{KEY_FILE}:ro", *variables)
-        self._command = image.command("run", options=options)
+        self._command = image.command("run", options=(f"--name={self._name}", *configured(given, folder)))
 
     async def stop(self, within_seconds: float = 60.0) -> int:
         """`podman stop`: SIGTERM to the container's first process, SIGKILL only after the time the chart gives."""
@@ -157,6 +160,17 @@ async def test_without_a_broker_it_is_alive_and_not_ready_and_stops_in_order(ima
         assert (await container.readiness())[0] == 503
         assert (await container.get("/metrics")).status_code == 200
         assert await container.stop() == 0
+
+
+async def test_the_check_that_helm_runs_in_it_is_content(image: Image, trial: MakeTrial) -> None:
+    run = await trial()
+    variables = {f"CONVOY_{name}": value for name, value in run.settings().items()}
+    command = image.command("check", options=configured(variables, run.folder))
+    checking = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, complained = await checking.communicate()
+    assert checking.returncode == 0, (said + complained).decode()
+    assert "✓" in said.decode()
+    assert "✗" not in said.decode()
 
 
 async def test_told_to_stop_under_load_it_drains_and_its_successor_goes_on(image: Image, trial: MakeTrial) -> None:
