@@ -26,6 +26,8 @@ provide_base() {
 
 if docker version --format '{{.Server.Version}}' >/dev/null 2>&1; then
   engine=docker
+  # BuildKit would keep the base to itself, and its size could not be told.
+  docker pull --quiet "$base"
   docker build "${arguments[@]}" .
 else
   engine=podman
