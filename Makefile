@@ -7,9 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IMAGE ?= localhost/convoy:test
 
-.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator bench-cost dashboard-picture docs screenshots soak faults-table clean
-.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator docs chart screenshots soak faults-table clean
-.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator image image-test docs chart screenshots soak faults-table clean
+.PHONY: help env demo test unit check lint types format lock mutants bench bench-emulator bench-cost dashboard-picture image image-test docs chart screenshots soak faults-table clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
