@@ -164,13 +164,6 @@ PUMP: Final = Guarded(
     TESTS,
     (
         Mutant(
-            "an attempt counts from before its intent",
-            "            # Not sooner: what is absent so long after an attempt began is taken never to come.\n"
-            "            started_at = self._clock()\n",
-            "",
-            "with a slow ledger, absence counts before the request must have landed",
-        ),
-        Mutant(
             "a dead letter goes out before its outcome",
             "            if result.outcomes and self._journal is not None:\n",
             "            for outcome in [one for one in result.outcomes if isinstance(one, DeadLettered)]:\n"
@@ -258,13 +251,6 @@ INTAKE: Final = Guarded(
             "        self._given_up()\n",
             "",
             "an older message in the same words is taken for a new one, which is lost",
-        ),
-        Mutant(
-            "one who may not commit goes on",
-            "            except (CommitFailedError, IllegalStateError) as error:\n"
-            "                raise NotOwnerError(repr(error)) from error\n",
-            "            except (CommitFailedError, IllegalStateError):\n                pass\n",
-            "two owners take the partition from each other for ever",
         ),
         Mutant(
             "who is giving a partition up takes it over again",
