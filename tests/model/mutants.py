@@ -180,8 +180,8 @@ PUMP: Final = Guarded(
         ),
         Mutant(
             "a late answer moves the cursor",
-            "                if batch.lane.partition.alive:\n                    result = self._decide",
-            "                if True:\n                    result = self._decide",
+            "            if batch.lane.partition.alive:\n                result = self._decide",
+            "            if True:\n                result = self._decide",
             "an older message in the same words is taken for a new one, which is lost",
         ),
     ),
