@@ -510,4 +510,5 @@ def _dead(batch: Batch, verdict: Verdict) -> DeadLettered:
 
 
 def _detail(verdict: Verdict) -> str:
-    return f"{verdict.code}: {verdict.message}" if verdict.message else verdict.code
+    # It is logged: what is said of an account or an address is told, what is said of a message may repeat its words.
+    return f"{verdict.code}: {verdict.message}" if verdict.message and verdict.kind is Kind.OPERATOR else verdict.code
