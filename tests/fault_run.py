@@ -636,9 +636,10 @@ HEADING = """\
 # Under faults
 
 What the service does while the API throttles, locks, fails, falls silent, answers nonsense or goes away. Each row is
-a run of `tests/fault`: a real Kafka, `convoy run` as one process and the emulated API, misbehaving by a script, as
-another; then the audit looks at the events, what the API holds, the replies, the dead letters and the committed
-positions. Made by `make faults-table`; {form}.
+a run of `tests/fault`: a real Kafka, `convoy run` as one process or several, and the emulated API, misbehaving by a
+script, as another; then the audit looks at the events, what the API holds, the replies, the dead letters and the
+committed positions. Made by `make faults-table` from short forms, which run with every change, and *long* ones, which `make soak`
+runs.
 
 - *Requests* are all that reached the API, reads included; *429* is the share of them that it turned away.
 - *Retries* are batches put back for any reason; *read-backs* are looks at a conversation after an attempt of unknown
@@ -646,11 +647,10 @@ positions. Made by `make faults-table`; {form}.
 - *Recovery* is the time from the API's healing until the last conversation that waited is served again.
 - A request is given up after 2 s here and not after 20, and is settled after 4 s and not after 27.
 """
-FORMS = {
-    False: "these are the short forms that run with every change (outages of seconds; `make soak` runs the long ones)",
-    True: "these are the long forms (`make soak`)",
-}
-TABLE = ("random_trouble", "limits", "outages", "refusals", "locks", "strange_answers")
+TABLE = (
+    *("random_trouble", "limits", "outages", "refusals", "locks", "strange_answers"),
+    *("kill", "rebalance", "broker", "backpressure"),
+)
 """The tests whose figures make the page, in its order."""
 COLUMNS = (
     *("what goes wrong", "events", "conversations", "requests", "retries", "read-backs", "prevented", "429"),
@@ -665,7 +665,7 @@ def page(told: Sequence[Figures]) -> str:
         recovery = "" if figures.recovery_seconds is None else f"{figures.recovery_seconds:.1f} s"
         dead = "<br>".join(f"{count:,} {reason}" for reason, count in sorted(figures.dead_letters.items()))
         cells = (
-            figures.scenario,
+            f"{figures.scenario} (*long*)" if figures.long else figures.scenario,
             f"{figures.events:,}",
             f"{figures.conversations:,}",
             f"{figures.requests:,}",
@@ -681,31 +681,36 @@ def page(told: Sequence[Figures]) -> str:
             "<br>".join(f"{name}: {note}" for name, note in figures.notes.items()),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return HEADING.format(form=FORMS[SOAK]) + "\n" + "\n".join(lines) + "\n"
+    return HEADING + "\n" + "\n".join(lines) + "\n"
 
 
 def main() -> int:
     """Run what there is in `tests/fault` and make a page of its figures, if all of it holds."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--table", action="store_true", required=True, help="make docs/faults.md")
-    parser.parse_args()
+    parser.add_argument("--of", type=Path, help=f"of runs that were made already, with {FIGURES} naming this file")
+    options = parser.parse_args()
     tests = Path(__file__).resolve().parent
-    runs = [tests / "fault" / f"test_{name}.py" for name in TABLE]
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "figures"
-        command = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={folder}/cache", *map(str, runs)]
-        environment = {**os.environ, FIGURES: str(told)}
-        done = subprocess.run(command, cwd=tests.parent, env=environment, check=False)
-        if done.returncode:
-            # Once more by itself, as everywhere: a machine that is busy with other things is late.
-            done = subprocess.run([*command, "--last-failed"], cwd=tests.parent, env=environment, check=False)
-        if done.returncode:
-            return done.returncode
+        told = options.of or Path(folder) / "figures"
+        if options.of is None and (failed := _run_all(tests, told, folder)):
+            return failed
         figures = [Figures(**json.loads(line)) for line in told.read_text().splitlines()]
     # Of a run that was made twice the second counts.
     latest = {one.scenario: one for one in figures}
     (tests.parent / "docs" / "faults.md").write_text(page(list(latest.values())))
     return 0
+
+
+def _run_all(tests: Path, told: Path, folder: str) -> int:
+    runs = [str(tests / "fault" / f"test_{name}.py") for name in TABLE]
+    command = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={folder}/cache", *runs]
+    environment = {**os.environ, FIGURES: str(told)}
+    done = subprocess.run(command, cwd=tests.parent, env=environment, check=False)
+    if done.returncode:
+        # Once more by itself, as everywhere: a machine that is busy with other things is late.
+        done = subprocess.run([*command, "--last-failed"], cwd=tests.parent, env=environment, check=False)
+    return done.returncode
 
 
 if __name__ == "__main__":
