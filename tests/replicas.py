@@ -457,7 +457,7 @@ class Exposure:
     replied: set[tuple[int, int]]
     """Events whose reply was stored."""
     replaced_at: float = math.inf
-    """When the next process in its place was started; what the API stored before came of the dead one."""
+    """Before the next process in its place sends anything; what the API stored by then came of the dead one."""
 
     def of(self, ended: Ended, place_of: dict[str, tuple[int, int]]) -> Bound:
         """Sort the events that were at the API by then, and that no position covers."""

@@ -40,7 +40,10 @@ KINDS = 1000
 
 
 class Repetition(logging.Filter):
-    """Leaves out lines of a kind (logger, level, message before its values) that come too often; no critical ones."""
+    """Leaves out warnings and errors of a kind that come too often: logger, level, message before its values, ``for``.
+
+    Lines at INFO tell of changes, each of which counts.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -50,9 +53,9 @@ class Repetition(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written; the first after others were left out says how many in ``left_out``."""
-        if record.levelno >= logging.CRITICAL:
+        if not logging.WARNING <= record.levelno < logging.CRITICAL:
             return True
-        kind = (record.name, record.levelno, str(record.msg))
+        kind = (record.name, record.levelno, f"{record.msg} {record.__dict__.get('for', '')}")
         now = self._clock()
         began, count = self._told.get(kind, (now, 0))
         left_out = 0

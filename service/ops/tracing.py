@@ -126,17 +126,17 @@ class Tracing:
     def begin(self, batch: Batch, now: float) -> BatchTrace | None:
         """Begin the trace of a batch just cut; ``None``: it is not sampled. ``now``: the clock of ``read_at``."""
         contexts = {event.offset: found for event in batch.events if (found := _context_of(event)) is not None}
-        wall_clock = time.time()
+        offset = now - time.time()
         span = self.tracer.start_span(
             f"batch {self.events_topic}",
             NOWHERE,
             SpanKind.CONSUMER,
             links=[Link(found) for found in contexts.values()],
-            start_time=_nanoseconds(wall_clock - (now - batch.events[0].read_at)),
+            start_time=_nanoseconds(batch.events[0].read_at - offset),
         )
         if not span.is_recording():
             return None
-        return BatchTrace(self, span, batch, contexts, now - wall_clock)
+        return BatchTrace(self, span, batch, contexts, offset)
 
     @staticmethod
     def propagate(headers: MutableMapping[str, str]) -> None:
