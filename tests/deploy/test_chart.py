@@ -85,7 +85,7 @@ def conforms(tool: Callable[[str], str], schemas: list[str]) -> Callable[[str], 
     command += [part for location in schemas for part in ("-schema-location", location)]
 
     def judge(manifest: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, input=manifest, capture_output=True, text=True, check=False)
+        return subprocess.run(command, input=manifest, capture_output=True, text=True, check=False, timeout=600)
 
     return judge
 
@@ -127,7 +127,7 @@ def test_a_feature_scores_without_a_critical_remark(chart: Chart, tool: Callable
     command = [tool("kube-score"), "score", "--kubernetes-version", "v1.36", *ignored, "--output-format", "ci", "-"]
     rendered = chart.template("--values", values)
     assert rendered.returncode == 0, rendered.stderr
-    done = subprocess.run(command, input=rendered.stdout, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=rendered.stdout, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[CRITICAL]" not in done.stdout, done.stdout
     assert "[OK]" in done.stdout
@@ -147,7 +147,9 @@ def test_what_values_lead_to(tool: Callable[[str], str]) -> None:
 def test_what_the_chart_takes_from_elsewhere_is_as_it_is_there(tool: Callable[[str], str]) -> None:
     """Settings, alerts, dashboard, the README's list of values: whoever changes one runs `make chart`."""
     tool("helm-docs")
-    done = subprocess.run([sys.executable, DEPLOY / "chart.py", "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, DEPLOY / "chart.py", "--check"], capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stderr
 
 

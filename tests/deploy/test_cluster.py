@@ -55,7 +55,7 @@ class Namespace:
 
     def try_kubectl(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
         command = self.kubectl_command(*arguments)
-        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=START_SECONDS)
 
     def get(self, kind: str, name: str = NAME) -> Object:
         found: Object = json.loads(self.kubectl("get", kind, name, "--output", "json"))
@@ -256,7 +256,8 @@ async def test_replicas_keep_their_names_as_a_stateful_set_and_may_become_one(na
     await until("pods by their names, and no others", lambda: names_of_ready_pods() == names)
     assert namespace.find("deployments") == []
     before = namespace.get("pod", f"{NAME}-1")["metadata"]["uid"]
-    namespace.kubectl("delete", "pod", f"{NAME}-1")
+    # Waiting for a deletion it would wait for the name, which is taken again at once.
+    namespace.kubectl("delete", "pod", f"{NAME}-1", "--wait=false")
 
     def is_another() -> bool:
         found = [pod for pod in namespace.pods() if pod["metadata"]["name"] == f"{NAME}-1" and is_ready(pod)]

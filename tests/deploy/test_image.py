@@ -47,7 +47,7 @@ class Image:
 
     def run(self, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         command = self.command(*arguments, options=options)
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
     def inspect(self, what: str) -> dict[str, Any]:
         command = [*self.engine, "image", "inspect", what]
