@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import pytest
 import pytest_asyncio
 from discretion import overheard
 from kafka_server import KafkaServer, KafkaUnavailableError, create_topics, delete_topics, find_kafka
 from service_process import API_KEY, Trial
+from switches import switched_on
 
 from service.emulator.server import EmulatorServer
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+    Missing: TypeAlias = Callable[[str], NoReturn]
 
 TESTS = Path(__file__).parent
 MARKERS = frozenset({"unit", "model", "contract", "integration", "fault", "deploy"})
 NO_KAFKA = pytest.StashKey[str]()
+NOT_TESTED = pytest.StashKey[set[str]]()
 
 LEDGER_CONFIG = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.type": "LogAppendTime"}
 
@@ -52,11 +54,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if reason is not None:
         terminalreporter.section("NOT TESTED AGAINST A REAL KAFKA", red=True, bold=True)
         terminalreporter.write_line(reason)
+    wanting = sorted(config.stash.get(NOT_TESTED, None) or ())
+    if wanting:
+        terminalreporter.section("NOT TESTED FOR WANT OF A PROGRAM", red=True, bold=True)
+        for what in wanting:
+            terminalreporter.write_line(what)
+
+
+@pytest.fixture(scope="session")
+def missing(pytestconfig: pytest.Config) -> Missing:
+    """Ends a test for want of a program: in CI as a failure, elsewhere as a skip that the summary repeats."""
+
+    def end(what: str) -> NoReturn:
+        if switched_on("CI"):
+            pytest.fail(what, pytrace=False)
+        pytestconfig.stash.setdefault(NOT_TESTED, set()).add(what)
+        pytest.skip(what)
+
+    return end
 
 
 def kafka_is_required() -> bool:
     """In CI a test that cannot run is a test that failed; so it is where somebody asks for it."""
-    return any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "CONVOY_REQUIRE_KAFKA"))
+    return switched_on("CI") or switched_on("CONVOY_REQUIRE_KAFKA")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from kafka_server import free_port
 from service_process import CALM, ServiceProcess, until
+from switches import SOAK
 
 from service.emulator.faults import FaultScript
 from service.evidence import audit_run, read_dump
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
     from service.audit import Report
 
-SOAK = os.environ.get("CONVOY_SOAK", "").lower() not in {"", "0", "false"}
-"""Whether the long forms are wanted: outages of minutes instead of seconds."""
 FIGURES = "CONVOY_TEST_FIGURES"
 """Names the file that gathers the figures of all runs, a JSON object a line."""
 API_KEY = "sk-of-the-tests-4712"

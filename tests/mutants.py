@@ -899,6 +899,7 @@ def run_tests(tests: tuple[str, ...], file: str = "", text: str = "") -> Ran:
         shutil.copytree(ROOT / "service", copy / "service", ignore=bytecode)
         for tests_of in ("unit", "model"):
             shutil.copytree(ROOT / "tests" / tests_of, copy / "tests" / tests_of, ignore=bytecode)
+        shutil.copy(ROOT / "tests" / "switches.py", copy / "tests")
         shutil.copy(ROOT / "pyproject.toml", copy)
         if file:
             (copy / file).write_text(text)

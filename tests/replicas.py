@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 from aiokafka import AIOKafkaProducer, TopicPartition
-from fault_run import API_KEY, QUICK, SOAK, EmulatorProcess, Figures, Message, named, read_arrivals, tell
+from fault_run import API_KEY, QUICK, EmulatorProcess, Figures, Message, named, read_arrivals, tell
 from kafka_server import free_port
 from service_process import ServiceProcess, until
+from switches import SOAK
 
 from service.emulator.faults import FaultScript
 from service.evidence import audit_run, read_dump, seen_replies

@@ -169,6 +169,11 @@ class ServiceProcess:
 
     # What it shows
 
+    def resident_kib(self) -> int:
+        """Memory that it occupies."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 

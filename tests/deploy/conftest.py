@@ -1,4 +1,4 @@
-"""What the deploy tests share: reading an environment as the service would, and saying loudly what was not tested."""
+"""What the deploy tests share: reading an environment as the service would, and the tools they need."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-NOT_TESTED = pytest.StashKey[set[str]]()
-
 
 @pytest.fixture
 def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Mapping[str, str]], Settings]:
@@ -36,19 +34,6 @@ def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[
         return load()
 
     return read
-
-
-@pytest.fixture(scope="session")
-def missing(pytestconfig: pytest.Config) -> Callable[[str], NoReturn]:
-    """Ends a test for want of a tool: in CI as a failure, elsewhere as a skip that the summary repeats."""
-
-    def end(what: str) -> NoReturn:
-        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
-            pytest.fail(what, pytrace=False)
-        pytestconfig.stash.setdefault(NOT_TESTED, set()).add(what)
-        pytest.skip(what)
-
-    return end
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +63,3 @@ def tool(missing: Callable[[str], NoReturn]) -> Callable[[str], str]:
 def chart(tool: Callable[[str], str]) -> Chart:
     """The chart, rendered by the helm of this machine."""
     return Chart(tool("helm"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for what in sorted(config.stash.get(NOT_TESTED, None) or ()):
-        terminalreporter.section("NOT TESTED FOR WANT OF A TOOL", red=True, bold=True)
-        terminalreporter.write_line(what)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fault_run import Message, named, soak
@@ -14,6 +13,8 @@ from service_process import until
 from service.emulator.faults import FaultScript, Rule, Silence
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import MakeTopics
     from kafka_server import KafkaServer
 
@@ -25,13 +26,6 @@ ALLOWANCE_BYTES = 100 << 20
 """Of the process beside its buffer."""
 LARGE, LARGE_BYTES = 160, 950_000
 SMALL = 40_000
-
-
-def resident_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("no VmRSS")
 
 
 async def test_a_stalled_api_with_a_full_topic_behind_it_bounds_memory_and_keeps_the_partitions(
@@ -59,7 +53,7 @@ async def test_a_stalled_api_with_a_full_topic_behind_it_bounds_memory_and_keeps
             sight = await replica.look()
             assert sight is not None
             peak_buffered = max(peak_buffered, sight.numbers["buffered_bytes"])
-            peak_resident = max(peak_resident, resident_bytes(replica.process.pid))
+            peak_resident = max(peak_resident, replica.process.resident_kib() << 10)
             return sight.numbers
 
         async def all_paused() -> bool:

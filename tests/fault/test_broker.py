@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 from conftest import LEDGER_CONFIG, Topics
-from fault_run import SOAK, soak
+from fault_run import soak
 from kafka_server import create_topics, find_kafka, free_port
 from replicas import Fleet, Tap
 from service_process import until
+from switches import SOAK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from fault_run import SOAK, messages, named, soak
+from fault_run import messages, named, soak
 from service_process import until
+from switches import SOAK
 
 from service.emulator.faults import FaultScript, Lock, Match, Rule
 

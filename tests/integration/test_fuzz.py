@@ -5,31 +5,21 @@ CONVOY_SOAK=1 makes it 100,000 records; CI has less time.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service_process import chat, until
 from strange_records import strange_records
+from switches import SOAK
 
 if TYPE_CHECKING:
     from conftest import MakeTrial
     from service_process import ServiceProcess
 
-SOAK = os.environ.get("CONVOY_SOAK", "") not in {"", "0"}
 RECORDS = 100_000 if SOAK else 20_000
 ROUNDS = 10 if SOAK else 4
 WARM_ROUNDS = ROUNDS // 2
 MAX_GROWTH_KIB = 24 * 1024
 """Over the second half of the rounds: what is kept for each record would show, what is cached for a while may."""
-
-
-def resident_kib(pid: int) -> int:
-    """Memory that a process occupies."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
 
 
 async def test_every_random_or_broken_record_ends_in_one_outcome(trial: MakeTrial) -> None:
@@ -44,7 +34,7 @@ async def test_every_random_or_broken_record_ends_in_one_outcome(trial: MakeTria
             valued += sum(record.value is not None for record in records)
             await run.publish(records)
             await run.finished(180)
-            sizes.append(resident_kib(service.pid))
+            sizes.append(service.resident_kib())
         # It still does what it is there for.
         valued += await run.publish(chat(conversations=10, turns=5))
         await run.finished()

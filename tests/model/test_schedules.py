@@ -5,12 +5,10 @@ CONVOY_SOAK=1 plays 40,000 of them.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from model.sweep import Swept, play_all, sweep
+from switches import SOAK
 
-SOAK = os.environ.get("CONVOY_SOAK", "") not in {"", "0"}
 SCHEDULES = 40_000 if SOAK else 600
 BEYOND = 4000 if SOAK else 100
 PLAYED = (

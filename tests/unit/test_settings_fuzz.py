@@ -11,12 +11,13 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from switches import SOAK
 
 from service.commands.config import show
 from service.commands.settings_schema import settings_schema
 from service.settings import Settings, SettingsError, load, unsafe, variables
 
-MANY = 20_000 if os.environ.get("CONVOY_SOAK") else 250
+MANY = 20_000 if SOAK else 250
 HUSH = "hush-sk-4711-"
 """Every secret given holds it, so that it can be looked for."""
 SECRET = sorted(
