@@ -7,6 +7,7 @@ spans.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-import dense
+from job import Bench, Job, Run, get
 from kafka_server import KafkaServer, find_kafka, free_port
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import generate_latest
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 BATCH = 20
 SAMPLED_AT_1_PERCENT = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
-VARIANTS = ("blind", "as it is", "traced at 1 %")
+VARIANTS = BLIND, AS_IT_IS, TRACED = ("blind", "as it is", "traced at 1 %")
+CONVERSATIONS = 2_000
 SCRAPE_SECONDS = 1.0
 
 
@@ -66,7 +68,7 @@ def scraped(port: int) -> Iterator[None]:
     def scrape() -> None:
         while not done.wait(SCRAPE_SECONDS):
             with contextlib.suppress(urllib.error.URLError, OSError):
-                dense.get(f"http://127.0.0.1:{port}/metrics")
+                get(f"http://127.0.0.1:{port}/metrics")
 
     thread = threading.Thread(target=scrape)
     thread.start()
@@ -77,23 +79,18 @@ def scraped(port: int) -> Iterator[None]:
         thread.join()
 
 
-def measure(kafka: KafkaServer, variant: str, events: int, endpoint: str) -> dict[str, Any]:
+def measure(kafka: KafkaServer, variant: str, events: int, endpoint: str) -> Run:
     port = free_port()
-    given = ["--events", str(events), "--set", f"CONVOY_OPS__PORT={port}", "--set", "CONVOY_LOG__LEVEL=info"]
-    options = dense.arguments(None).parse_args([*given, *(["--blind"] if variant == "blind" else [])])
-    traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **SAMPLED_AT_1_PERCENT}
-    os.environ.update(traced if variant == VARIANTS[2] else {})
-    try:
-        with scraped(port):
-            figures, report = dense.measure(kafka, options)
-    finally:
-        for name in traced:
-            os.environ.pop(name, None)
-    assert report.content, report.lines()
-    assert figures["exit_code"] == 0
-    rate, cpu = figures["events_per_second"], figures["under_way_without_start"]
+    settings = {"CONVOY_OPS__PORT": str(port), "CONVOY_LOG__LEVEL": "info"}
+    if variant == TRACED:
+        settings |= {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **SAMPLED_AT_1_PERCENT}
+    job = Job(events, CONVERSATIONS, settings=settings)
+    with scraped(port):
+        run = Bench(kafka.bootstrap_servers, job).run("blind" if variant == BLIND else "convoy")
+    assert run.sound, run.audit
+    rate, cpu = run.events_per_second, run.cpu_microseconds_per_event
     print(f"  {variant:14} {events:8,} events {rate:8,.0f} events/s {cpu:5.1f} µs CPU an event", flush=True)
-    return figures
+    return run
 
 
 def best_microseconds(call: Callable[[], object], repeats: int = 2_000) -> float:
@@ -151,14 +148,14 @@ def calls() -> None:
 
 
 def main() -> int:
-    parser = dense.arguments(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=120_000)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--bound", type=float, default=5.0, help="percent")
     options = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    found: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
     endpoint = f"http://127.0.0.1:{server.server_port}"
     with find_kafka() as kafka:
         for number in range(options.rounds):
@@ -171,8 +168,8 @@ def main() -> int:
     print(f"best of {options.rounds} rounds of {options.events:,} events each")
     for variant, runs in found.items():
         # What else a machine does only adds.
-        rate = max(run["events_per_second"] for run in runs)
-        cpu = min(run["under_way_without_start"] for run in runs)
+        rate = max(run.events_per_second for run in runs)
+        cpu = min(run.cpu_microseconds_per_event for run in runs)
         cost = ""
         if before is not None:
             slower, dearer = (before[0] / rate - 1) * 100, (cpu / before[1] - 1) * 100

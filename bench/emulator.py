@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from job import cpu_seconds
+
 CONNECTIONS = 16
 PROMISED_PER_SECOND = 1500
 TOLERATED = 1.25
@@ -93,11 +95,6 @@ def writes(count: int, *, items: int, conversations: int) -> list[bytes]:
     return [
         request("POST", f"conv_{number % conversations}/items", {"items": [item] * items}) for number in range(count)
     ]
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pid: int) -> int:

@@ -1,6 +1,7 @@
 """One run of a program: topics made anew, events published, an API stand-in, the program beside it, figures.
 
-Programs: ``convoy`` (the service), ``floor`` and ``plain`` (bench/programs). All are given the same environment.
+Programs: ``convoy`` (the service), ``blind`` (the service without metrics and logs), ``floor`` and ``plain``
+(bench/programs). All are given the same environment.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ DEADLINE_SECONDS = 1200
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 STOP_SECONDS = 60
 POLL_SECONDS = 0.05
+AUDITED = ("convoy", "blind")
 
 COMMANDS = {
     "convoy": [sys.executable, "-m", "service", "run"],
+    "blind": [sys.executable, str(HERE / "blind.py"), "run"],
     "floor": [sys.executable, str(HERE / "programs" / "floor.py")],
     "plain": [sys.executable, str(HERE / "programs" / "plain.py")],
 }
@@ -96,7 +99,7 @@ class Run:
     """From the start of the process to the first item."""
     peak_resident_mb: float
     sound: bool = True
-    """The audit's verdict: nothing lost, doubled or out of order, everything committed; of the service only."""
+    """The audit's verdict: nothing lost, doubled or out of order, everything committed; only of what is `AUDITED`."""
     audit: str = ""
 
     @property
@@ -119,6 +122,12 @@ class Run:
 def get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=120) as answer:
         return bytes(answer.read())
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used since its start, as user and for it in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 class Bench:
@@ -195,6 +204,7 @@ class Bench:
             "CONVOY_KAFKA__LEDGER_TOPIC": kafka.ledger_topic,
             "CONVOY_API__BASE_URL": f"{url}/v1",
             "CONVOY_API__KEY": "bench",
+            "CONVOY_OPS__HOST": "127.0.0.1",
             "CONVOY_OPS__PORT": str(port),
             "CONVOY_LOG__LEVEL": "warning",
             **self.job.settings,
@@ -219,7 +229,7 @@ class Bench:
                 stats["first"] - processes[0].started_at,
                 resident,
             )
-            if program == "convoy":
+            if program in AUDITED:
                 report = asyncio.run(audit_run(self.kafka, read_dump(get(f"{url}/dump"))))
                 found.sound = report.content and not report.uncommitted and codes == [0] * len(codes)
                 found.sound = found.sound and report.replies == self.job.events
@@ -258,8 +268,7 @@ class Process:
             raise SystemExit(f"{self.program} ended with {self._process.returncode}")
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+        return cpu_seconds(self._process.pid)
 
     def resident_mb(self, which: str = "VmRSS") -> float:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
@@ -276,7 +285,7 @@ class Process:
     def stop(self) -> int:
         self._process.terminate()
         try:
-            return self._process.wait(STOP_SECONDS if self.program == "convoy" else 5)
+            return self._process.wait(STOP_SECONDS if self.program in AUDITED else 5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()

@@ -32,15 +32,17 @@ client = httpx.AsyncClient(
 
 
 async def forward(conversation: str, events: list[dict[str, Any]]) -> None:
-    answer = await client.post(
-        f"/conversations/{conversation}/items", json={"items": [event["item"] for event in events]}
-    )
+    async with slots:
+        answer = await client.post(
+            f"/conversations/{conversation}/items", json={"items": [event["item"] for event in events]}
+        )
     answer.raise_for_status()
     for event, item in zip(events, answer.json()["data"], strict=True):
         reply = {"event_id": event["event_id"], "conversation_id": conversation, "status": "delivered", "item": item}
         await broker.publish(reply, environment["CONVOY_KAFKA__REPLY_TOPIC"], key=conversation.encode())
 
 
+slots = asyncio.Semaphore(IN_FLIGHT)
 waiting: dict[str, list[dict[str, Any]]] = defaultdict(list)
 
 

@@ -265,7 +265,7 @@ class Delivery:
         if not self._spent(batch):
             result.parts = [rest]
         elif len(batch.events) == 1:
-            dead = Dead(Reason.EXHAUSTED, "exhausted", "attempts or age used up", attempts=batch.attempts)
+            dead = Dead(Reason.EXHAUSTED, "exhausted", "attempts and time used up", attempts=batch.attempts)
             result.outcomes.append(DeadLettered(missing, dead))
         else:
             result.parts = [self._part(batch, [event], last_chance=True) for event in missing]
