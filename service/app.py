@@ -145,7 +145,7 @@ class Service:
             self.metrics,
             self.health,
             lease=membership.lease_valid,
-            settled=self._regulate_if_paused,
+            circuit_changed=self._regulate,
             fatal=self.fail,
             clock=self.clock,
             journal=self.ledger,
@@ -351,9 +351,8 @@ class Service:
         lanes = (lane for partition in self.grouper.partitions.values() for lane in partition.lanes.values())
         return any(reason is not CircuitReason.API_UNAVAILABLE or not lane.parts for lane in lanes)
 
-    def _regulate_if_paused(self) -> None:
-        if self.intake.paused or self.circuit.is_open:
-            self.intake.regulate()
+    def _regulate(self) -> None:
+        self.intake.regulate()
 
     # What it shows
 

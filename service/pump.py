@@ -85,7 +85,7 @@ class Pump:
         health: Health,
         *,
         lease: Callable[[], bool],
-        settled: Callable[[], None],
+        circuit_changed: Callable[[], None],
         fatal: Callable[[BaseException], None],
         clock: Callable[[], float],
         journal: Journal | None = None,
@@ -111,7 +111,7 @@ class Pump:
         self._health = health
         self._lease = lease
         self._lease_missed = False
-        self._settled = settled
+        self._circuit_changed = circuit_changed
         self._fatal = fatal
         self._clock = clock
         self._journal = journal
@@ -284,7 +284,7 @@ class Pump:
         else:
             log.error("circuit open, consumption pauses", extra={"reason": reason, "detail": self._circuit.detail})
         self._circuit_reason = reason
-        self._settled()
+        self._circuit_changed()
 
     def _abandon_silent_reads(self) -> None:
         """Ask anew what the host, working again, has left unanswered for long: that answer may never come."""
@@ -486,7 +486,6 @@ class Pump:
         self._health.progressed()
         if partition.draining:
             self._drained.set()
-        self._settled()
 
     # The end
 

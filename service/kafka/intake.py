@@ -69,7 +69,11 @@ RECALL_SECONDS = 10.0
 ENDS_SECONDS = 2.0
 """Between questions for the ends of partitions."""
 RESUME_BELOW = 0.5
-"""Pausing throws prefetched records away, so a partition resumes well below the limit it paused at."""
+"""Pausing throws prefetched records away, so a paused partition resumes well below its share."""
+HELD_SECONDS = 2.0
+"""A partition above its share is not polled, which costs nothing. One that stays so is paused, which frees memory."""
+NOWHERE = -1
+"""A partition that is none: a poll of it alone brings nothing, and shows the group that polling goes on."""
 STOP_SECONDS = 5.0
 """To leave the group; the pod's grace period counts on it."""
 TAKE_OVER_RETRY_SECONDS = 1.0
@@ -119,6 +123,8 @@ class Intake:
         self._fatal = fatal
         self._clock = clock
         self._paused: set[int] = set()
+        self._held_since: dict[int, float] = {}
+        """Partitions that are not polled because they hold their share of the buffer."""
         self._committed: dict[int, tuple[int, int]] = {}
         """Position, and how many offsets above it were settled, as last committed."""
         self._recalled: dict[int, tuple[int, set[int]]] = {}
@@ -139,6 +145,7 @@ class Intake:
         self._broker = _Broker(
             membership,
             connection_arguments(settings.kafka),
+            self._to_poll,
             self._polled,
             settings.kafka.bootstrap_servers.split(","),
             client_id="convoy",
@@ -343,6 +350,7 @@ class Intake:
         self._starts.pop(partition.number, None)
         self._ends.pop(partition.number, None)
         self._paused.discard(partition.number)
+        self._held_since.pop(partition.number, None)
         self.stopped.pop(partition.number, None)
         self._given_up()
 
@@ -404,11 +412,12 @@ class Intake:
     # Back-pressure
 
     def regulate(self) -> None:
-        """Pause partitions that hold more than their share of the buffer, resume those that hold little."""
+        """Hold back partitions that have their share of the buffer; pause those held for long, and all when told to."""
         consumer = self._subscriber.consumer
         partitions = self._grouper.partitions
         if consumer is None or not partitions:
             return
+        now = self._clock()
         limits, share = self._limits, len(partitions)
         everything = self.held()
         full = (
@@ -423,8 +432,14 @@ class Intake:
                 partition.buffered_bytes * share / limits.max_buffered_bytes,
                 len(partition.watermark) * share / limits.max_uncommitted_events,
             )
+            if full or load >= 1:
+                since = self._held_since.setdefault(number, now)
+                long = now - since >= HELD_SECONDS
+            else:
+                self._held_since.pop(number, None)
+                long = False
             paused = number in self._paused
-            wanted = everything or full or partition.taking_over or load >= (RESUME_BELOW if paused else 1)
+            wanted = everything or partition.taking_over or long or (paused and load >= RESUME_BELOW)
             if wanted == paused:
                 continue
             place = TopicPartition(self._kafka.events_topic, number)
@@ -437,10 +452,22 @@ class Intake:
                 consumer.resume(place)
                 self._paused.discard(number)
 
+    def _to_poll(self) -> list[TopicPartition]:
+        """The partitions to poll now; none stands for all. What is fetched of the others stays where it is."""
+        if self._held_since or self._paused:
+            self.regulate()
+        held = self._held_since.keys() - self._paused
+        consumer = self._subscriber.consumer
+        if not held or consumer is None:
+            return []
+        # Those that are paused bring nothing: polling them throws away what was fetched of them.
+        polled = [place for place in consumer.assignment() if place.partition not in held]
+        return polled or [TopicPartition(self._kafka.events_topic, NOWHERE)]
+
     @property
     def paused(self) -> int:
         """How many partitions are not being read."""
-        return len(self._paused)
+        return len(self._paused | self._held_since.keys())
 
     # Positions
 
@@ -576,6 +603,13 @@ class Intake:
         return found
 
 
+class ToPoll(Protocol):
+    """Asked before each poll."""
+
+    def __call__(self) -> list[TopicPartition]:
+        """Return the partitions to poll; none stands for all."""
+
+
 class Polled(Protocol):
     """Told how a poll ended."""
 
@@ -590,11 +624,18 @@ class _Broker(KafkaBroker):
     """
 
     def __init__(
-        self, membership: Membership, connection: dict[str, Any], polled: Polled, *args: Any, **kwargs: Any
+        self,
+        membership: Membership,
+        connection: dict[str, Any],
+        to_poll: ToPoll,
+        polled: Polled,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._membership = membership
         self._arguments = connection
+        self._to_poll = to_poll
         self._polled = polled
 
     async def _connect(self) -> Callable[..., AIOKafkaConsumer]:
@@ -605,9 +646,9 @@ class _Broker(KafkaBroker):
             self._membership.watch(consumer)
             getmany = consumer.getmany
 
-            async def told_getmany(*places: Any, **options: Any) -> Any:
+            async def told_getmany(**options: Any) -> Any:
                 try:
-                    records = await getmany(*places, **options)
+                    records = await getmany(*self._to_poll(), **options)
                 except KafkaError as error:
                     self._polled(error, records=False)
                     if isinstance(error, GroupAuthorizationFailedError):

@@ -177,7 +177,7 @@ class SimulatedProcess:
             metrics,
             self.health,
             lease=self.membership.lease_valid,
-            settled=lambda: None,
+            circuit_changed=lambda: None,
             fatal=self.errors.append,
             clock=clock,
             journal=self.ledger,
