@@ -15,7 +15,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +38,6 @@ SAMPLED_AT_1_PERCENT = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL
 VARIANTS = BLIND, AS_IT_IS, TRACED = ("blind", "as it is", "traced at 1 %")
 CONVERSATIONS = 2_000
 SCRAPE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    headers: tuple[()] = ()
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -127,7 +121,7 @@ def calls() -> None:
     grouper = Grouper(max_items=BATCH, max_bytes=1 << 20, window_seconds=0)
     partition = grouper.assign(0)
     for offset in range(BATCH):
-        grouper.add(partition, Event(0, offset, "conv", "event", b"{}", 10, _Record()), 0.0)
+        grouper.add(partition, Event(0, offset, "conv", "event", b"{}", 10), 0.0)
     batch = grouper.take(1.0)
     assert batch is not None
     verdict = Verdict(Kind.DELIVERED, status=200, code="")

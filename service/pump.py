@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from service.conversations.client import WITHDRAWN
 from service.core.circuit import CircuitReason
@@ -386,7 +386,10 @@ class Pump:
         if settled.dead is not None:
             outcome: Outcome = DeadLettered([event], settled.dead)
         else:
-            item = b'{"id":%b,"status":"completed",%b' % (codec.json_text(settled.item_id), event.item[1:].lstrip())
+            item = b'{"id":%b,"status":"completed",%b' % (
+                codec.json_text(settled.item_id),
+                bytes(event.item)[1:].lstrip(),
+            )
             outcome = Delivered([event], [item], settled.batch_size, settled.index, settled.attempts, read_back=False)
         self._conclude(partition, [outcome])
 
@@ -404,7 +407,7 @@ class Pump:
         self._delivered.inc(len(events))
         if outcome.read_back:
             self._metrics.counter("duplicates_prevented_total").inc(len(events))
-        self._lateness.observe(max(0.0, wall_clock - events[0].source.timestamp / 1000))
+        self._lateness.observe(max(0.0, wall_clock - events[0].timestamp / 1000))
         key = events[0].conversation_id.encode()
         records = [
             OutgoingRecord(key, value, headers, codec.make_lean)
@@ -424,11 +427,11 @@ class Pump:
 
     def _runs(self, events: Sequence[Event]) -> list[tuple[Destination, int, int]]:
         """Events that follow each other and whose replies go to the same place: where, first and behind the last."""
-        if not any(event.source.headers for event in events):
+        if not any(event.headers for event in events):
             return [(self._router.default, 0, len(events))]
         runs: list[tuple[Destination, int, int]] = []
         for index, event in enumerate(events):
-            destination = self._router.destination(event.source.headers)
+            destination = self._router.destination(event.headers)
             if runs and runs[-1][0] == destination:
                 runs[-1] = (destination, runs[-1][1], index + 1)
             else:
@@ -446,16 +449,16 @@ class Pump:
             sending = None if trace is None else trace.outcome(outcome, [event], self._kafka.dead_letter_topic)
             told = None if sending is None else sending.stored
             stored = self._settler(partition, [event], writes=2 if self._failed_replies else 1, told=told)
-            self._dead_letter(event.source, outcome.dead, stored)
+            self._dead_letter(event, outcome.dead, stored)
             if self._failed_replies:
                 key = event.conversation_id.encode()
                 value = codec.failed_reply(event, outcome.dead, self._kafka.events_topic, time.time())
                 record = OutgoingRecord(key, value, codec.reply_headers(event), codec.make_lean, stored)
                 if sending is not None:
                     sending.carry(event, record.headers)
-                self._send(self._router.destination(event.source.headers), key, [record])
+                self._send(self._router.destination(event.headers), key, [record])
 
-    def _dead_letter(self, source: Any, dead: Dead, stored: Callable[[], None]) -> None:
+    def _dead_letter(self, source: codec.Record, dead: Dead, stored: Callable[[], None]) -> None:
         self._metrics.counter("dead_letters_total", dead.reason).inc()
         headers = dead_letters.dead_letter_headers(
             source, dead, group=self._kafka.group_id, wall_clock=time.time(), style=self._header_style

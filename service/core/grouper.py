@@ -176,6 +176,9 @@ class Grouper:
         lane = partition.lanes.get(event.conversation_id)
         if lane is None:
             lane = partition.lanes[event.conversation_id] = Lane(partition, event.conversation_id)
+        else:
+            # One text for all events that wait: each was decoded with a copy of its own.
+            event.conversation_id = lane.conversation_id
         waiting = lane.waiting
         waiting.append(event)
         lane.bytes += len(event.item) + 1

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from msgspec import Raw
     from typing_extensions import Buffer
 
     from service.core.grouper import Lane
@@ -55,19 +56,26 @@ class FlushReason(enum.StrEnum):
 class Event:
     """One decoded record: one item for one conversation.
 
-    ``item`` is the JSON object to be stored, ready to send; ``size`` what the event holds of the
-    buffer, in bytes; ``read_at`` when this process read it (monotonic seconds); ``digest`` what tells its
-    record from another at the same offset, made only for the ledger. ``source`` is the record as the
-    Kafka edge received it; the core never looks inside, the dead letter needs it whole.
+    ``item`` is the JSON object to be stored, ready to send: where it came as one, a view of ``value``. ``size`` is
+    what the event holds of the buffer, in bytes; ``read_at`` when this process read it (monotonic seconds);
+    ``digest`` what tells its record from another at the same offset, made only for the ledger.
+
+    ``topic`` to ``headers`` are the rest of the record: the core never looks inside, a dead letter needs it whole. It
+    is kept in parts, because fifty thousand of aiokafka's record objects take more memory than all else here.
     """
 
     partition: int
     offset: int
     conversation_id: str
     event_id: str
-    item: bytes
+    item: bytes | Raw
     size: int
-    source: Any
+    topic: str = ""
+    timestamp: int = 0
+    timestamp_type: int = 0
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
     occurred_at: str | None = None
     read_at: float = 0.0
     digest: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
 
@@ -18,6 +18,8 @@ from service.kafka.cloudevents import CloudEventError, unwrap
 from service.ops.times import timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiokafka import ConsumerRecord
 
     from service.core.delivery import Delivered
@@ -26,6 +28,23 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[str, bytes | None]]
 """As aiokafka takes and gives them; a name may stand more than once."""
+
+
+class Record(Protocol):
+    """What is kept of a record: aiokafka's has it, and an event."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """As they came: any bytes, or null."""
+
 
 EVENT_OVERHEAD_BYTES = 600
 """What an event holds of memory beside its bytes: the record, the event and their place in a lane."""
@@ -46,6 +65,7 @@ CORRELATION_HEADERS = ("correlation_id", "kafka_correlationId")
 """FastStream's and Spring's."""
 CONTENT_TYPE_JSON: tuple[str, bytes | None] = ("content-type", b"application/json")
 
+NULL = b"null"
 _ABSENT = msgspec.Raw(b"")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 """An unended one matches too: looking on behind each of its escaped quotes would take the square of its length."""
@@ -141,21 +161,26 @@ def _decode(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
         f"{record.topic}-{record.partition}-{record.offset}" if event_id is None or event_id == "" else str(event_id),
         item,
         size + len(item),
-        record,
+        record.topic,
+        record.timestamp,
+        record.timestamp_type,
+        record.key,
+        value,
+        record.headers,
         occurred_at,
     )
 
 
-def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes:
+def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes | msgspec.Raw:
     """The item to send, checked: as it came but for a ``type`` that was left out, which the API insists on."""
-    item = bytes(envelope.item)
-    if item == b"null":
-        item = b""
-    if not item and bare and envelope.conversation_id is None:
+    item: bytes | msgspec.Raw = envelope.item
+    if len(item) == len(NULL) and bytes(item) == NULL:
+        item = _ABSENT
+    if not len(item) and bare and envelope.conversation_id is None:
         item = data.strip()
-    if item:
+    if len(item):
         checked = _decode_item(item)
-        return item if checked.type is not msgspec.UNSET else b'{"type":"message",' + item[1:].lstrip()
+        return item if checked.type is not msgspec.UNSET else b'{"type":"message",' + bytes(item)[1:].lstrip()
     if not bytes(envelope.role) or not bytes(envelope.content):
         raise InvalidEventError("neither an item nor role and content")
     parts = (bytes(envelope.type) or b'"message"', envelope.role, envelope.content)
@@ -188,7 +213,7 @@ def _check_conversation_id(conversation_id: str) -> None:
         raise InvalidEventError("conversation_id: is a path segment with a meaning of its own")
 
 
-def size_of(record: ConsumerRecord[bytes, bytes]) -> int:
+def size_of(record: Record) -> int:
     """What a record holds of memory, in bytes: headers and key may be larger than the value."""
     size = EVENT_OVERHEAD_BYTES + len(record.value or b"")
     if record.key is not None:
@@ -273,7 +298,7 @@ def failed_reply(event: Event, dead: Dead, topic: str, wall_clock: float) -> byt
 
 def reply_headers(event: Event) -> Headers:
     """The headers of a reply: the event's correlation under its own name and bytes, its trace, the content type."""
-    given = event.source.headers
+    given = event.headers
     if not given:
         return [("correlation_id", event.event_id.encode()), CONTENT_TYPE_JSON]
     kept: Headers = [(name, value) for name, value in given if name in CORRELATION_HEADERS]

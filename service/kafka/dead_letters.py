@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 from service.ops.times import timestamp
 
 if TYPE_CHECKING:
-    from aiokafka import ConsumerRecord
-
     from service.core.model import Dead
-    from service.kafka.codec import Headers
+    from service.kafka.codec import Headers, Record
     from service.kafka.outlet import OutgoingRecord
 
 PREFIX = "dlq."
@@ -28,9 +26,7 @@ MAX_REDRIVES_DIGITS = 6
 TIMESTAMP_TYPES = {0: "CreateTime", 1: "LogAppendTime"}
 
 
-def dead_letter_headers(
-    record: ConsumerRecord[bytes, bytes], dead: Dead, *, group: str, wall_clock: float, style: str
-) -> Headers:
+def dead_letter_headers(record: Record, dead: Dead, *, group: str, wall_clock: float, style: str) -> Headers:
     """The original headers untouched, plus ``dlq.*`` ones that say what happened, plus those of the style."""
     message = dead.message[:MAX_MESSAGE_CHARACTERS]
     told: list[tuple[str, str]] = [
@@ -82,13 +78,13 @@ def make_lean(letter: OutgoingRecord) -> bool:
     return True
 
 
-def _redrives(record: ConsumerRecord[bytes, bytes]) -> int:
+def _redrives(record: Record) -> int:
     """How often an event was sent again, as its header says; a header that says anything else says nothing."""
     told = [value or b"" for name, value in record.headers if name == REDRIVES_HEADER]
     return int(told[-1]) if told and told[-1].isdigit() and len(told[-1]) <= MAX_REDRIVES_DIGITS else 0
 
 
-def _connect(record: ConsumerRecord[bytes, bytes], dead: Dead, message: str) -> Headers:
+def _connect(record: Record, dead: Dead, message: str) -> Headers:
     told = {
         "topic": record.topic,
         "partition": str(record.partition),
@@ -104,7 +100,7 @@ def _connect(record: ConsumerRecord[bytes, bytes], dead: Dead, message: str) -> 
     return [(f"__connect.errors.{name}", value.encode("utf-8", "replace")) for name, value in told.items()]
 
 
-def _spring(record: ConsumerRecord[bytes, bytes], dead: Dead, message: str, group: str) -> Headers:
+def _spring(record: Record, dead: Dead, message: str, group: str) -> Headers:
     told: dict[str, bytes] = {
         "original-topic": record.topic.encode(),
         "original-partition": record.partition.to_bytes(4, "big", signed=True),

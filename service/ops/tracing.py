@@ -329,7 +329,7 @@ def otlp_tracing(*, version: str, events_topic: str, group_id: str, base_url: st
 
 
 def _context_of(event: Event) -> SpanContext | None:
-    given = event.source.headers
+    given = event.headers
     if not given:
         return None
     carrier = {name: value.decode("latin-1") for name, value in given if name in TRACE_HEADERS and value is not None}

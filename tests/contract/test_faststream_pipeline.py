@@ -93,7 +93,7 @@ async def test_consuming_a_batch_never_suspends_and_reaches_the_lane() -> None:
 async def test_headers_that_are_binary_or_null_reach_the_event_as_they_are() -> None:
     parts = Parts()
     run_without_suspending(parts.subscriber.consume((record(0, event("one")), record(1, event("two"), ()))))
-    assert [waiting.source.headers for waiting in parts.waiting] == [HEADERS, ()]
+    assert [waiting.headers for waiting in parts.waiting] == [HEADERS, ()]
 
 
 async def test_whatever_a_record_holds_the_pipeline_neither_suspends_nor_swallows_it() -> None:

@@ -50,7 +50,7 @@ def why(decoded: Event | Refusal) -> str:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_read_from_both_envelopes(form: str) -> None:
     for decoded in (event(binary(FORMS[form])), event(structured(data=FORMS[form]))):
-        assert json.loads(decoded.item) == ITEM
+        assert json.loads(bytes(decoded.item)) == ITEM
         assert decoded.event_id == "/shop/42"
         assert decoded.conversation_id == ("conv_k" if form == "bare" else "conv_d")
 

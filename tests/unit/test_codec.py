@@ -78,7 +78,7 @@ def check(given_: ConsumerRecord[bytes, bytes]) -> None:
     delivered = Delivered([decoded], [decoded.item], 1, 0, 1, read_back=False)
     ((value, headers),) = replies(delivered, "ev%ents", 0)
     reply = OutgoingRecord(b"k", value, headers, codec.make_lean)
-    assert bytes(msgspec.json.decode(value, type=dict[str, msgspec.Raw])["item"]) == decoded.item
+    assert bytes(msgspec.json.decode(value, type=dict[str, msgspec.Raw])["item"]) == bytes(decoded.item)
     while codec.make_lean(reply):
         assert reply.value is not None
     assert len(reply.value or b"") < 10_000
@@ -176,7 +176,7 @@ def test_an_event_id_is_text_or_an_integer_of_bounded_length(number: str) -> Non
 
 def test_of_a_key_that_stands_twice_the_last_counts_as_for_everybody_else() -> None:
     decoded = accepted(b'{"conversation_id":"a","role":"tool","role":"user","content":"x","conversation_id":"b"}')
-    assert (decoded.conversation_id, json.loads(decoded.item)["role"]) == ("b", "user")
+    assert (decoded.conversation_id, json.loads(bytes(decoded.item))["role"]) == ("b", "user")
     refused(b'{"conversation_id":"a","role":"user","role":"tool","content":"x"}')
 
 
@@ -200,7 +200,7 @@ def test_what_is_no_text_or_no_json_is_refused(value: bytes) -> None:
 
 
 def test_an_escaped_nul_in_the_text_is_the_apis_to_judge_and_in_an_id_is_refused() -> None:
-    assert b"\\u0000" in accepted(event(content="a\0b")).item
+    assert b"\\u0000" in bytes(accepted(event(content="a\0b")).item)
     refused(event(conversation_id="a\0b"))
 
 

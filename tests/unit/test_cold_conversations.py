@@ -57,7 +57,7 @@ def test_a_batch_that_goes_on_at_once_goes_before_the_lanes_that_wait() -> None:
     grouper = Grouper(max_items=20, max_bytes=1 << 20, window_seconds=0)
     partition = grouper.assign(0)
     for offset, name in enumerate("abc"):
-        grouper.add(partition, Event(0, offset, name, "", b"{}", 2, None), now=0.0)
+        grouper.add(partition, Event(0, offset, name, "", b"{}", 2), now=0.0)
     first = grouper.take(0.0)
     assert first is not None
     grouper.again(first, AT_ONCE)

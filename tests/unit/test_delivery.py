@@ -253,7 +253,7 @@ def test_a_listing_without_ids_is_no_cursor_and_stops_consumption_when_repeated(
 def _one_batch(*, read_cursor_first: bool = False) -> tuple[Delivery, Batch]:
     grouper = Grouper(max_items=20, max_bytes=1 << 20, window_seconds=0.0)
     item = b'{"role":"user","content":"a"}'
-    grouper.add(grouper.assign(0), Event(0, 0, "c", "e0", item, len(item), None), 1.0)
+    grouper.add(grouper.assign(0), Event(0, 0, "c", "e0", item, len(item)), 1.0)
     batch = grouper.take(1.0)
     assert batch is not None
     policy = replace(USUAL, read_cursor_first=read_cursor_first)

@@ -298,7 +298,7 @@ class World:
             tag = len(self.events)
             document = {"type": "message", "role": "user", "content": text, "tag": tag}
             item = json.dumps(document).encode()
-            event = Event(partition, tag, conversation_id, f"e{tag}", item, len(item), tag)
+            event = Event(partition, tag, conversation_id, f"e{tag}", item, len(item))
             self.events[tag] = event
             self.grouper.add(state, event, self.now)
             tags.append(tag)
@@ -310,7 +310,7 @@ class World:
         for tag in tags:
             old = self.events[tag]
             self.outcomes.pop(tag, None)
-            self.events[tag] = Event(number, tag, old.conversation_id, old.event_id, old.item, old.size, tag)
+            self.events[tag] = Event(number, tag, old.conversation_id, old.event_id, old.item, old.size)
             self.grouper.add(state, self.events[tag], self.now)
 
     def know(self, *conversation_ids: str) -> None:
@@ -320,7 +320,7 @@ class World:
             self.cursors.learn(conversation_id, stored[-1].id if stored else "")
 
     def text(self, tag: int) -> str:
-        content: str = json.loads(self.events[tag].item)["content"]
+        content: str = json.loads(bytes(self.events[tag].item))["content"]
         return content
 
     def keep_adding(self, seconds: float, every: float, *conversation_ids: str) -> None:
@@ -373,8 +373,8 @@ class World:
         assert lane not in self._busy, "two requests of one lane at once"
         self._busy.add(lane)
         conversation_id = batch.conversation_id
-        tags = tuple(event.source for event in batch.events)
-        texts = tuple(json.loads(event.item)["content"] for event in batch.events)
+        tags = tuple(event.offset for event in batch.events)
+        texts = tuple(json.loads(bytes(event.item))["content"] for event in batch.events)
         request = Request(action, conversation_id, tags, texts, self.now, self.circuit.is_open)
         fault = request.fault = self.host.weather(request)
         if request.probe:
@@ -488,7 +488,7 @@ class World:
 
     def _conclude(self, outcome: Outcome) -> None:
         for at, event in enumerate(outcome.events):
-            tag = event.source
+            tag = event.offset
             assert tag not in self.outcomes, f"a second outcome of event {tag}"
             self.outcomes[tag] = outcome
             self.order.append((self.now, tag))

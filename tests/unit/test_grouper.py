@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 WINDOW = 10.0
 
 
-class Record:
-    """Stands for what the Kafka edge received; unlike an event it can be watched being let go."""
+class Headers(list[tuple[str, "bytes | None"]]):
+    """A part of what the Kafka edge received; unlike an event it can be watched being let go."""
 
 
 class Lanes:
@@ -38,10 +38,10 @@ class Lanes:
         conversation: str = "a",
         item: bytes = b"{}",
         partition: Partition | None = None,
-        source: object = None,
+        headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
         for _ in range(count):
-            event = Event(0, self.offset, conversation, str(self.offset), item, len(item) + 50, source)
+            event = Event(0, self.offset, conversation, str(self.offset), item, len(item) + 50, headers=headers)
             self.grouper.add(partition or self.partition, event, now)
             self.offset += 1
 
@@ -458,7 +458,7 @@ def test_the_oldest_event_is_the_one_longest_here_be_it_waiting_or_in_flight() -
 def test_what_an_earlier_owner_began_goes_first_and_the_rest_of_its_conversation_waits() -> None:
     lanes = Lanes(window=0)
     lanes.add(100, conversation="b")
-    begun = [Event(0, offset, "a", str(offset), b"{}", 50, None) for offset in (1, 2)]
+    begun = [Event(0, offset, "a", str(offset), b"{}", 50) for offset in (1, 2)]
     for event in begun:
         lanes.partition.receive(event)
     unsettled = Unsettled(90, None, last_word=False)
@@ -480,7 +480,7 @@ def test_what_an_earlier_owner_began_goes_first_and_the_rest_of_its_conversation
 
 def test_what_was_held_back_at_a_take_over_counts_its_window_from_reading() -> None:
     lanes = Lanes()
-    event = Event(0, 0, "a", "0", b"{}", 50, None)
+    event = Event(0, 0, "a", "0", b"{}", 50)
     lanes.partition.receive(event)
     lanes.grouper.enqueue(lanes.partition, event, 100)
     lanes.offset = 1
@@ -597,11 +597,11 @@ def test_an_assignment_ends_the_one_before_it() -> None:
 
 def test_what_a_revoked_partition_had_buffered_is_let_go_at_once() -> None:
     lanes = Lanes()
-    source = Record()
-    watched = weakref.ref(source)
-    lanes.add(100, source=source)
-    lanes.add(100, count=20, conversation="ready", source=source)
-    del source
+    headers = Headers()
+    watched = weakref.ref(headers)
+    lanes.add(100, headers=headers)
+    lanes.add(100, count=20, conversation="ready", headers=headers)
+    del headers
     lanes.grouper.revoke(0)
     gc.collect()
     assert watched() is None

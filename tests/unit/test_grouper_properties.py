@@ -349,7 +349,6 @@ class AnyInterleaving(RuleBasedStateMachine):
             event_id=str(record.offset),
             item=record.item,
             size=len(record.item) + 70,
-            source=None,
         )
         assignment.undecided.setdefault(name, []).append(event.offset)
         assignment.buffered[event.offset] = event.size

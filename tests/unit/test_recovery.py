@@ -12,7 +12,7 @@ CLAIM = Claim(0, 0)
 
 
 def event(offset: int, conversation_id: str = "conv_1", digest: str = "") -> Event:
-    return Event(0, offset, conversation_id, f"e{offset}", b"{}", 10, None, digest=digest or f"digest {offset}")
+    return Event(0, offset, conversation_id, f"e{offset}", b"{}", 10, digest=digest or f"digest {offset}")
 
 
 def mentions(*offsets: int) -> tuple[tuple[int, str], ...]:

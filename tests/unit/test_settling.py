@@ -23,7 +23,7 @@ POLICY = Policy(
 
 def test_looking_too_early_does_not_lengthen_the_wait_after_the_next_failure() -> None:
     grouper = Grouper(max_items=20, max_bytes=1 << 20, window_seconds=0)
-    grouper.add(grouper.assign(0), Event(0, 0, "c", "", b'{"role":"user","content":"a"}', 9, None), now=0.0)
+    grouper.add(grouper.assign(0), Event(0, 0, "c", "", b'{"role":"user","content":"a"}', 9), now=0.0)
     delivery = Delivery(POLICY, Circuit(), Cursors(10), lambda: 1.0)
     delivery.cursors.learn("c", "")
     batch = grouper.take(0.0)

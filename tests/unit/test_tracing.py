@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,11 +31,6 @@ UNSAMPLED = "00-2af7651916cd43dd8448eb211c80319c-d7ad6b7169203331-00"
 TRACEPARENT = "traceparent"
 
 
-@dataclass
-class Record:
-    headers: list[tuple[str, bytes | None]] = field(default_factory=list)
-
-
 class World:
     """Tracing into memory, and batches to trace."""
 
@@ -53,7 +47,7 @@ class World:
             headers: list[tuple[str, bytes | None]] = [("other", None)]
             if given is not None:
                 headers.append((TRACEPARENT, given.encode()))
-            event = Event(3, offset, "conv_1", f"e{offset}", b"{}", 10, Record(headers))
+            event = Event(3, offset, "conv_1", f"e{offset}", b"{}", 10, headers=headers)
             grouper.add(partition, event, 50.0)
         batch = grouper.take(51.5)
         assert batch is not None
@@ -88,11 +82,15 @@ def settle(batch: Batch) -> list[dict[str, str]]:
     sending = batch.trace.outcome(delivered(batch.events), batch.events, "replies")
     replies = []
     for event in batch.events:
-        carried = [header for header in event.source.headers if header[0] == TRACEPARENT]
-        headers = [("correlation_id", b"1"), *carried, ("content-type", b"application/json")]
+        carried = [header for header in event.headers if header[0] == TRACEPARENT]
+        headers: list[tuple[str, bytes | None]] = [
+            ("correlation_id", b"1"),
+            *carried,
+            ("content-type", b"application/json"),
+        ]
         sending.carry(event, headers)
         assert headers[-1][0] == "content-type"
-        replies.append({name: value.decode() for name, value in headers})
+        replies.append({name: (value or b"").decode() for name, value in headers})
     sending.stored()
     return replies
 
@@ -258,7 +256,7 @@ def test_sampling_is_what_the_standard_variables_say(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("given", ["", "nonsense", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "\udce9"])
 def test_a_traceparent_that_is_none_is_none(world: World, given: str) -> None:
     batch = world.batch(None)
-    batch.events[0].source.headers.append((TRACEPARENT, given.encode("utf-8", "surrogateescape")))
+    batch.events[0].headers = [(TRACEPARENT, given.encode("utf-8", "surrogateescape"))]
     trace = world.tracing.begin(batch, 51.5)
     assert trace is not None
     trace.lost()
