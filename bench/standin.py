@@ -3,7 +3,7 @@
 Answers create-items after a fixed latency with what was sent plus ids, as the API does, and keeps all of it
 for the audit. Prints its port once it listens; `GET /dump` gives a JSON object a conversation and line,
 `GET /stats` the arrival times of the first and the last request (monotonic seconds) and their number,
-`GET /firsts` when the first item of each conversation arrived.
+`GET /arrivals` when the last request of each conversation arrived.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Held:
 
     def __init__(self) -> None:
         self.items: dict[str, list[tuple[int, bytes]]] = {}
-        self.first_at: dict[str, float] = {}
+        self.arrived_at: dict[str, float] = {}
         self.count = 0
         self.requests = 0
         self.first: float | None = None
@@ -92,8 +92,8 @@ class Connection(asyncio.Protocol):
             self.after_latency(self.newest(path))
         elif path == b"/dump":
             self.write(self.held.dump())
-        elif path == b"/firsts":
-            self.write(msgspec.json.encode(self.held.first_at))
+        elif path == b"/arrivals":
+            self.write(msgspec.json.encode(self.held.arrived_at))
         else:
             held = self.held
             stats = {"first": held.first, "last": held.last, "requests": held.requests, "items": held.count}
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
         held.last = now
         held.requests += 1
         conversation_id = unquote(path.rsplit(b"/", 2)[1].decode())
-        held.first_at.setdefault(conversation_id, now)
+        held.arrived_at[conversation_id] = now
         kept = held.items.setdefault(conversation_id, [])
         told = []
         for raw in decode_body(body).items:

@@ -118,13 +118,9 @@ class Partition:
 
     def settle(self, events: Sequence[Event]) -> None:
         """Note that the outcome of each of ``events`` is stored: the position may move past them."""
-        settle = self.watermark.settle
-        freed = 0
-        for event in events:
-            settle(event.offset)
-            freed += event.size
+        self.watermark.settle(*[event.offset for event in events])
         self.buffered_events -= len(events)
-        self.buffered_bytes -= freed
+        self.buffered_bytes -= sum([event.size for event in events])
 
 
 class Grouper:

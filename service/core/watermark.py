@@ -36,15 +36,14 @@ class Watermark:
             self.position = offset
         self._open.append(offset)
 
-    def settle(self, offset: int) -> None:
-        """Note that ``offset``'s outcome is stored."""
-        waiting = self._open
-        if offset != waiting[0]:
-            self._settled.add(offset)
-            return
-        waiting.popleft()
+    def settle(self, *offsets: int) -> None:
+        """Note that the outcome of each of these is stored."""
         settled = self._settled
+        settled.update(offsets)
+        waiting = self._open
+        if waiting[0] not in settled:
+            return
         while waiting and waiting[0] in settled:
             offset = waiting.popleft()
-            settled.discard(offset)
+            settled.remove(offset)
         self.position = waiting[0] if waiting else offset + 1
