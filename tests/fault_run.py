@@ -634,11 +634,11 @@ def tell(figures: Figures) -> None:
 HEADING = """\
 # Under faults
 
-What the service does while the API throttles, locks, fails, falls silent, answers nonsense or goes away. Each row is
-a run of `tests/fault`: a real Kafka, `convoy run` as one process or several, and the emulated API, misbehaving by a
-script, as another; then the audit looks at the events, what the API holds, the replies, the dead letters and the
-committed positions. Made by `make faults-table` from short forms, which run with every change, and *long* ones, which
-`make soak` runs.
+What the service does while the API throttles, locks, fails, falls silent, answers nonsense or goes away, and while
+replicas are killed, restarted and stopped, and brokers go away. Each row is a run of `tests/fault`: a real Kafka,
+`convoy run` as one process or several, and the emulated API, misbehaving by a script, as another; then the audit
+looks at the events, what the API holds, the replies, the dead letters and the committed positions. Made by `make
+faults-table` from short forms, which run with every change, and *long* ones, which `make soak` runs.
 
 - *Requests* are all that reached the API, reads included; *429* is the share of them that it turned away.
 - *Retries* are batches put back for any reason; *read-backs* are looks at a conversation after an attempt of unknown

@@ -314,8 +314,15 @@ class Fleet:
 
         await until("positions behind all events", at_the_end, within_seconds)
 
-    async def end(self, scenario: str, *, within_seconds: float = 60.0, **notes: object) -> Ended:
-        """Wait for all outcomes, stop every replica, judge the run and tell its figures."""
+    async def end(
+        self,
+        scenario: str,
+        *,
+        within_seconds: float = 60.0,
+        noting: Callable[[Ended], dict[str, object]] = lambda _: {},
+        **notes: object,
+    ) -> Ended:
+        """Wait for all outcomes, stop every replica, judge the run and tell its figures, those of ``noting`` too."""
         await self.finished(within_seconds)
         for replica in self.running:
             await replica.process.ready()
@@ -328,7 +335,7 @@ class Fleet:
         stats, dump = await self.api.stats(), await self.api.dump()
         report = await audit_run(self.kafka, read_dump(dump))
         ended = Ended(report, read_arrivals(dump), self.published_at, exit_codes)
-        self._tell(scenario, ended, stats, notes)
+        self._tell(scenario, ended, stats, notes | noting(ended))
         return ended
 
     def _tell(self, scenario: str, ended: Ended, stats: dict[str, Any], notes: dict[str, object]) -> None:

@@ -54,16 +54,31 @@ def run(settings: Settings) -> int:
 
 def _say_what_it_does(settings: Settings) -> None:
     kafka, batch, api = settings.kafka, settings.batch, settings.api
+    log.info("convoy starts", extra={"version": __version__})
     log.info(
-        "convoy starts",
+        "reads events",
+        extra={"topic": kafka.events_topic, "group": kafka.group_id, "brokers": kafka.bootstrap_servers},
+    )
+    log.info(
+        "sends batches",
         extra={
-            "version": __version__,
-            "reads": f"{kafka.events_topic} as group {kafka.group_id} from {kafka.bootstrap_servers}",
-            "sends": f"up to {batch.max_items} items a request, {batch.window_seconds:g} s window, "
-            f"to {urlsplit(api.base_url).hostname}",
-            "writes": f"replies to {kafka.reply_topic}, dead letters to {kafka.dead_letter_topic}",
-            "shows": f"/metrics /livez /readyz /status on {settings.ops.host}:{settings.ops.port}",
+            "to": urlsplit(api.base_url).hostname,
+            "max_items": batch.max_items,
+            "window_seconds": batch.window_seconds,
+            "max_in_flight": settings.delivery.max_concurrency,
         },
+    )
+    log.info(
+        "stores outcomes",
+        extra={
+            "replies": kafka.reply_topic,
+            "dead_letters": kafka.dead_letter_topic,
+            "ledger": kafka.ledger_topic or "none: what is in flight at a kill -9 may be sent again",
+        },
+    )
+    log.info(
+        "shows itself",
+        extra={"at": f"{settings.ops.host}:{settings.ops.port}", "pages": "/metrics /livez /readyz /status"},
     )
     for line in unsafe(settings):
         log.warning("allowed, and not safe", extra={"what": line})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from conftest import MakeTopics
     from kafka_server import KafkaServer
-    from replicas import Exposure, Replica
+    from replicas import Bound, Ended, Exposure, Replica
 
 KILLS = int(soak(20, 4))
 ITEMS_BEFORE = 500
@@ -91,10 +91,15 @@ async def test_without_the_ledger_kills_lose_and_reorder_nothing_and_double_no_m
                 await victim.process.ready()
                 # What the dead one had sent has landed by now, and the new one still waits for its first window.
                 found.replaced_at = time.time()
-        ended = await fleet.end(f"{KILLS} kills, no ledger, 3 replicas", within_seconds=120)
+        bounds: list[Bound] = []
+
+        def bounded(ended: Ended) -> dict[str, object]:
+            bounds.extend(found.of(ended, fleet.place_of) for found in exposures)
+            return {"doubled at most, by the evidence": sum(len(b.in_flight) + len(b.settled) for b in bounds)}
+
+        ended = await fleet.end(f"{KILLS} kills, no ledger, 3 replicas", within_seconds=120, noting=bounded)
     ended.assert_sound(duplicates=True)
 
-    bounds = [found.of(ended, fleet.place_of) for found in exposures]
     for kill, bound in enumerate(bounds):
         print(  # noqa: T201
             f"kill {kill}: in flight {len(bound.in_flight)}, settled since the last commit {len(bound.settled)}, "

@@ -45,7 +45,9 @@ class Api:
     ) -> Answer:
         assert still is None or still()
         self.requests += 1
-        told = b",".join(b'{"id":"msg_%d","status":"completed",%b' % (n, bytes(item)[1:]) for n, item in enumerate(items))
+        told = b",".join(
+            b'{"id":"msg_%d","status":"completed",%b' % (n, bytes(item)[1:]) for n, item in enumerate(items)
+        )
         body = b'{"object":"list","data":[%b],"last_id":"msg_x","has_more":false}' % told
         return read_answer(200, {"content-type": "application/json"}, body, wall_clock=0)
 

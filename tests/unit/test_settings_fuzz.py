@@ -17,7 +17,7 @@ from service.commands.config import show
 from service.commands.settings_schema import settings_schema
 from service.settings import Settings, SettingsError, load, unsafe, variables
 
-MANY = 20_000 if SOAK else 250
+MANY = 60_000 if SOAK else 1_500
 HUSH = "hush-sk-4711-"
 """Every secret given holds it, so that it can be looked for."""
 SECRET = sorted(
