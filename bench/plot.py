@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"convoy": "#1f6f8b", "floor": "#99a8b2", "plain": "#d98032"}
+COLOURS = {"convoy": "#1f6f8b", "with ledger": "#6f9fd8", "floor": "#99a8b2", "plain": "#d98032"}
 Figures = dict[str, list[dict[str, Any]]]
 
 

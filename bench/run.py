@@ -23,7 +23,7 @@ from job import Bench, Job, Run, get, running
 from kafka_server import find_kafka
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 QUIET = {"CONVOY_LOG__LEVEL": "error"}
 BUFFERED = (1_000, 10_000, 50_000)
@@ -32,6 +32,11 @@ BATCH_SIZES = (1, 2, 5, 10, 20)
 LATENCY_PER_SECOND = 200
 WINDOW_SECONDS = 1.0
 FULL = 0.95
+WITH_LEDGER = "with ledger"
+COMPARED = (
+    *("events_per_second", "requests_per_second", "mean_batch"),
+    *("cpu_microseconds_per_event", "start_seconds", "peak_resident_mb"),
+)
 SETTLED_SECONDS = 2.0
 
 
@@ -59,38 +64,35 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def beside(results: Results, servers: str, scenario: str, job: Job, *, repeat: int, plain_events: int) -> None:
-    """The service, the floor and the plain program in turn, so often; medians and ratios."""
-    runs: dict[str, list[Run]] = {"convoy": [], "floor": [], "plain": []}
+def beside(
+    results: Results, servers: str, scenario: str, job: Job, *, repeat: int, plain_events: int, ledger: bool = False
+) -> None:
+    """The service, with the ledger too if asked, the floor and the plain program in turn, so often: medians, ratios."""
+    jobs = {"convoy": job, "floor": job, "plain": replace(job, events=min(job.events, plain_events))}
+    if ledger:
+        jobs[WITH_LEDGER] = replace(job, ledger=True)
+    runs: dict[str, list[Run]] = {name: [] for name in jobs}
     for _ in range(repeat):
-        for program, found in runs.items():
-            its = replace(job, events=min(job.events, plain_events)) if program == "plain" else job
-            run = Bench(servers, its).run(program)
-            results.judge(run)
-            found.append(run)
-    medians: dict[str, dict[str, float]] = {}
-    for program, found in runs.items():
-        medians[program] = {
-            name: statistics.median(getattr(run, name) for run in found)
-            for name in (
-                "events_per_second",
-                "requests_per_second",
-                "mean_batch",
-                "cpu_microseconds_per_event",
-                "start_seconds",
-                "peak_resident_mb",
-            )
-        }
-        results.add(scenario, {"program": program, "runs": repeat, "events": found[0].events, **medians[program]})
+        for name, found in runs.items():
+            found.append(Bench(servers, jobs[name]).run("convoy" if name == WITH_LEDGER else name))
+            results.judge(found[-1])
+    medians = {name: _medians(found) for name, found in runs.items()}
+    for name, found in runs.items():
+        results.add(scenario, {"program": name, "runs": repeat, "events": found[0].events, **medians[name]})
     convoy, floor, plain = medians["convoy"], medians["floor"], medians["plain"]
-    results.add(
-        f"{scenario} ratios",
-        {
-            "rate to plain": convoy["events_per_second"] / plain["events_per_second"],
-            "rate to floor": convoy["events_per_second"] / floor["events_per_second"],
-            "CPU to floor": convoy["cpu_microseconds_per_event"] / floor["cpu_microseconds_per_event"],
-        },
-    )
+    ratios = {
+        "rate to plain": convoy["events_per_second"] / plain["events_per_second"],
+        "rate to floor": convoy["events_per_second"] / floor["events_per_second"],
+        "CPU to floor": convoy["cpu_microseconds_per_event"] / floor["cpu_microseconds_per_event"],
+    }
+    if ledger:
+        exact = medians[WITH_LEDGER]
+        ratios["rate with the ledger to without"] = exact["events_per_second"] / convoy["events_per_second"]
+    results.add(f"{scenario} ratios", ratios)
+
+
+def _medians(runs: Sequence[Run]) -> dict[str, float]:
+    return {name: statistics.median(getattr(run, name) for run in runs) for name in COMPARED}
 
 
 def alone(results: Results, servers: str, scenario: str, job: Job, **shown: Any) -> Run:
@@ -114,7 +116,8 @@ def alone(results: Results, servers: str, scenario: str, job: Job, **shown: Any)
 
 def dense(results: Results, servers: str, options: argparse.Namespace) -> None:
     job = Job(int(400_000 * options.scale), int(4_000 * options.scale))
-    beside(results, servers, "dense", job, repeat=options.repeat, plain_events=int(20_000 * options.scale))
+    plain_events = int(20_000 * options.scale)
+    beside(results, servers, "dense", job, repeat=options.repeat, plain_events=plain_events, ledger=True)
 
 
 def sparse(results: Results, servers: str, options: argparse.Namespace) -> None:
@@ -130,19 +133,6 @@ def zipf(results: Results, servers: str, options: argparse.Namespace) -> None:
 def no_latency(results: Results, servers: str, options: argparse.Namespace) -> None:
     job = Job(int(200_000 * options.scale), int(4_000 * options.scale), latency_seconds=0)
     alone(results, servers, "API without latency", job)
-
-
-def ledger(results: Results, servers: str, options: argparse.Namespace) -> None:
-    job = Job(int(200_000 * options.scale), int(4_000 * options.scale))
-    without = alone(results, servers, "ledger", job, ledger="off")
-    with_it = alone(results, servers, "ledger", replace(job, ledger=True), ledger="on")
-    results.add(
-        "ledger ratios",
-        {
-            "rate": with_it.events_per_second / without.events_per_second,
-            "CPU": with_it.cpu_microseconds_per_event / without.cpu_microseconds_per_event,
-        },
-    )
 
 
 def latency(results: Results, servers: str, options: argparse.Namespace) -> None:
@@ -251,7 +241,6 @@ SCENARIOS: dict[str, Callable[[Results, str, argparse.Namespace], None]] = {
     "sparse": sparse,
     "zipf": zipf,
     "no-latency": no_latency,
-    "ledger": ledger,
     "latency": latency,
     "conversations": conversations,
     "buffered": buffered,

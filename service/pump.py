@@ -173,9 +173,8 @@ class Pump:
             self._delivery.began(batch, action, now)
             probe = self._circuit.started(now)
             self._limiter.started(now)
-            size = sum([event.size for event in batch.events])
-            self._sending_bytes += size
-            task = asyncio.create_task(self._work(batch, action, size, probe=probe))
+            self._sending_bytes += batch.item_bytes
+            task = asyncio.create_task(self._work(batch, action, probe=probe))
             self._under_way.add(task)
             task.add_done_callback(self._finished)
 
@@ -199,8 +198,8 @@ class Pump:
             log.warning("the group may have given the partitions to others: nothing is sent until it answers")
         return False
 
-    async def _work(self, batch: Batch, action: Action, size: int, *, probe: int) -> None:
-        """Make one request for a batch of ``size`` bytes and carry out what follows from the answer."""
+    async def _work(self, batch: Batch, action: Action, *, probe: int) -> None:
+        """Make one request for a batch and carry out what follows from the answer."""
         signal = Signal.NEUTRAL
         started_at = self._clock()
         permitted = True
@@ -226,7 +225,7 @@ class Pump:
             self._carry_on(batch, result, now)
         finally:
             now = self._clock()
-            self._sending_bytes -= size
+            self._sending_bytes -= batch.item_bytes
             if permitted:
                 self._limiter.finished(now, started_at=started_at, signal=signal)
             self._circuit.ended(now, probe)

@@ -1,8 +1,8 @@
 """The floor: the same job with the same parts, bare, and none of the guarantees.
 
 Raw records in batches, msgspec, the service's own httpx transport with ready requests, replies gathered a partition.
-Nothing is retried, judged or read back; positions are committed as read; what fails ends it. What the service costs
-above this is what its promises cost.
+The replies are the service's, header by header. Nothing is checked, retried, judged or read back; positions are
+committed as read; what fails ends it. What the service costs above this is what its promises cost.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gc
 import os
 import time
 from collections import defaultdict, deque
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -28,7 +29,7 @@ MAX_BUFFERED = 50_000
 IN_FLIGHT = 256
 LINGER_SECONDS = 0.005
 SWEEP_SECONDS = 0.02
-GC_THRESHOLD = 50_000
+GC_THRESHOLD = 200_000
 
 
 class Value(msgspec.Struct):
@@ -43,6 +44,8 @@ class Listed(msgspec.Struct):
 
 decode = msgspec.json.Decoder(Value).decode
 decode_list = msgspec.json.Decoder(Listed).decode
+CONTENT_TYPE = ("content-type", b"application/json")
+Headers = list[tuple[str, bytes]]
 Event = tuple[str, bytes, str, int, int, float]
 """Conversation, item, event id, partition, offset, when it was read."""
 
@@ -67,7 +70,7 @@ class Floor:
         self.ready: deque[str] = deque()
         self.buffered = 0
         self.in_flight = 0
-        self.outgoing: dict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
+        self.outgoing: dict[int, list[tuple[bytes, bytes, Headers]]] = defaultdict(list)
         self.senders: set[int] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.partition_of: dict[str, int] = {}
@@ -170,14 +173,17 @@ class Floor:
             partition = DefaultPartitioner()(key, self.partitions, self.partitions)
             self.partition_of[conversation] = partition
         size = len(events)
+        topic = self.events_topic.encode()
+        at = f"{datetime.now(UTC).isoformat(timespec='milliseconds')[:-6]}Z".encode()
         outgoing = self.outgoing[partition]
         for index, (event, item) in enumerate(zip(events, items, strict=True)):
             outgoing.append(
                 (
                     key,
                     b'{"event_id":"%b","conversation_id":"%b","status":"delivered","item":%b,"batch":{"size":%d,"index":%d},'
-                    b'"source":{"partition":%d,"offset":%d}}'
-                    % (event[2].encode(), key, bytes(item), size, index, event[3], event[4]),
+                    b'"attempts":1,"source":{"topic":"%b","partition":%d,"offset":%d},"delivered_at":"%b"}'
+                    % (event[2].encode(), key, item, size, index, topic, event[3], event[4], at),
+                    [("correlation_id", event[2].encode()), CONTENT_TYPE],
                 )
             )
         if partition not in self.senders:
@@ -190,8 +196,8 @@ class Floor:
             waiting = self.outgoing[partition]
             batch = self.producer.create_batch()
             count = 0
-            for key, value in waiting:
-                if batch.append(timestamp=None, key=key, value=value, headers=[("correlation_id", key)]) is None:
+            for key, value, headers in waiting:
+                if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
                     break
                 count += 1
             del waiting[:count]

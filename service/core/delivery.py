@@ -337,6 +337,7 @@ class Delivery:
             events,
             batch.flush_reason,
             batch.waited_seconds,
+            sum(len(event.item) + 1 for event in events),
             attempts=batch.attempts,
             troubles=self._policy.max_attempts - 1 if last_chance else batch.troubles,
             troubled_seconds=batch.troubled_seconds,

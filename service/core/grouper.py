@@ -161,7 +161,9 @@ class Grouper:
 
     def add(self, partition: Partition, event: Event, now: float) -> None:
         """Take in ``event``, read at ``now``, and put it at the end of its conversation's lane."""
-        partition.receive(event)
+        partition.watermark.received(event.offset)
+        partition.buffered_events += 1
+        partition.buffered_bytes += event.size
         self.enqueue(partition, event, now)
 
     def enqueue(self, partition: Partition, event: Event, now: float) -> None:
@@ -192,7 +194,16 @@ class Grouper:
         """
         conversation_id = events[0].conversation_id
         lane = partition.lanes[conversation_id] = Lane(partition, conversation_id)
-        batch = Batch(lane, events, FlushReason.RESUMED, 0.0, setbacks=1, unsettled=unsettled, after=unsettled.after)
+        batch = Batch(
+            lane,
+            events,
+            FlushReason.RESUMED,
+            0.0,
+            sum(len(event.item) + 1 for event in events),
+            setbacks=1,
+            unsettled=unsettled,
+            after=unsettled.after,
+        )
         lane.parts.append(batch)
         partition.unsettled += 1
         self._make_ready(lane)
@@ -323,6 +334,7 @@ class Grouper:
         reason = FlushReason.SIZE if count >= self._max_items else FlushReason.WINDOW
         if count <= self._max_items and lane.bytes <= max_bytes:
             events = waiting
+            taken = lane.bytes
             if lane.bytes == max_bytes and reason is FlushReason.WINDOW:
                 reason = FlushReason.BYTES
             lane.waiting = []
@@ -341,7 +353,7 @@ class Grouper:
             events = waiting[:count]
             del waiting[:count]
             lane.bytes -= taken
-        return Batch(lane, events, reason, now - events[0].read_at)
+        return Batch(lane, events, reason, now - events[0].read_at, taken)
 
 
 def _is_live(timer: tuple[float, int, Lane]) -> bool:

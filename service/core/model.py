@@ -138,6 +138,8 @@ class Batch:
     events: Sequence[Event]
     flush_reason: FlushReason
     waited_seconds: float
+    item_bytes: int = 0
+    """Of its items, each with a comma: what a request in flight carries."""
     attempts: int = 0
     troubles: int = 0
     troubled_seconds: float = 0.0
@@ -158,6 +160,8 @@ class Batch:
     """The other half of a split: once this half is accepted, that one holds the culprit."""
     known_guilty: bool = False
     """A half whose other half the API accepted: it holds the culprit, so it is split without being sent."""
+    mentions: Any = None
+    """What the journal wrote of its events before the last attempt; the core never looks inside."""
     trace: Any = None
     """What tracing keeps with it and with its parts, if it is sampled; the core never looks inside."""
     atomic_refusal: bool = False

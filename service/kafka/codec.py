@@ -122,17 +122,16 @@ def decode(record: ConsumerRecord[bytes, bytes], max_bytes: int = MAX_RECORD_BYT
 
 
 def _decode(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
-    if len(record.headers) > MAX_HEADERS:
-        raise InvalidEventError(f"{len(record.headers)} headers, must be {MAX_HEADERS} at most")
     size = size_of(record)
-    if size - EVENT_OVERHEAD_BYTES > max_bytes:
-        told = f"{size - EVENT_OVERHEAD_BYTES} bytes, must be {max_bytes} at most (LIMITS__MAX_RECORD_BYTES)"
-        raise InvalidEventError(told)
+    if size - EVENT_OVERHEAD_BYTES > max_bytes or len(record.headers) > MAX_HEADERS:
+        raise _too_large(record, size - EVENT_OVERHEAD_BYTES, max_bytes)
     value = record.value
     assert value is not None
     # msgspec skips over what it does not decode without looking at its encoding; the API would not.
-    str(value, "utf-8")
-    _check_depth(value)
+    if not value.isascii():
+        str(value, "utf-8")
+    if value.count(b"{") + value.count(b"[") > MAX_DEPTH:
+        _check_depth(value)
     wrapped = unwrap(record.headers, value) if record.headers else None
     data = value if wrapped is None else wrapped.data
     if data is not value:
@@ -171,6 +170,12 @@ def _decode(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
     )
 
 
+def _too_large(record: Record, size: int, max_bytes: int) -> InvalidEventError:
+    if len(record.headers) > MAX_HEADERS:
+        return InvalidEventError(f"{len(record.headers)} headers, must be {MAX_HEADERS} at most")
+    return InvalidEventError(f"{size} bytes, must be {max_bytes} at most (LIMITS__MAX_RECORD_BYTES)")
+
+
 def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes | msgspec.Raw:
     """The item to send, checked: as it came but for a ``type`` that was left out, which the API insists on."""
     item: bytes | msgspec.Raw = envelope.item
@@ -196,8 +201,7 @@ def _check_event_id(event_id: str) -> None:
 
 
 def _check_depth(value: bytes) -> None:
-    if value.count(b"[") + value.count(b"{") <= MAX_DEPTH:
-        return
+    """Count what is open at once; a value with fewer brackets in all need not be asked."""
     brackets = _STRING.sub(b"", value).translate(None, _NO_BRACKETS)
     if max(accumulate(map(_DEEPER.__getitem__, brackets)), default=0) > MAX_DEPTH:
         raise InvalidEventError(f"nested deeper than {MAX_DEPTH}")
@@ -215,11 +219,9 @@ def _check_conversation_id(conversation_id: str) -> None:
 
 def size_of(record: Record) -> int:
     """What a record holds of memory, in bytes: headers and key may be larger than the value."""
-    size = EVENT_OVERHEAD_BYTES + len(record.value or b"")
-    if record.key is not None:
-        size += len(record.key)
-    for name, content in record.headers:
-        size += len(name) + len(content or b"")
+    size = EVENT_OVERHEAD_BYTES + len(record.value or b"") + len(record.key or b"")
+    if record.headers:
+        size += sum(len(name) + len(content or b"") for name, content in record.headers)
     return size
 
 
@@ -230,26 +232,21 @@ def key_matches(record: ConsumerRecord[bytes, bytes], event: Event) -> bool:
 
 def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[bytes, Headers]]:
     """Write the replies of a delivery, value and headers of each, in order."""
-    before = b',"conversation_id":%b,"status":"delivered","item":' % _encode(delivered.events[0].conversation_id)
-    after = b',"batch":{"size":%d,"index":%%d},"attempts":%d,"source":{"topic":%b,"partition":%%d,"offset":%%d},' % (
+    frame = (
+        b'{"event_id":%%b,"conversation_id":%b,"status":"delivered","item":%%b,"batch":{"size":%d,"index":%%d},'
+        b'"attempts":%d,"source":{"topic":%b,"partition":%%d,"offset":%%d},%%b"delivered_at":"%b"}'
+    ) % (
+        _encode(delivered.events[0].conversation_id).replace(b"%", b"%%"),
         delivered.batch_size,
         delivered.attempts,
         _encode(topic).replace(b"%", b"%%"),
+        timestamp(wall_clock).encode("ascii"),
     )
-    end = b'"delivered_at":"%b"}' % timestamp(wall_clock).encode("ascii")
     records: list[tuple[bytes, Headers]] = []
     for index, (event, item) in enumerate(zip(delivered.events, delivered.items, strict=True), delivered.first_index):
-        parts = [
-            b'{"event_id":',
-            _encode(event.event_id),
-            before,
-            item,
-            after % (index, event.partition, event.offset),
-            end,
-        ]
-        if event.occurred_at is not None:
-            parts.insert(-1, b'"occurred_at":%b,' % _encode(event.occurred_at))
-        records.append((b"".join(parts), reply_headers(event)))
+        occurred = b"" if event.occurred_at is None else b'"occurred_at":%b,' % _encode(event.occurred_at)
+        value = frame % (_encode(event.event_id), item, index, event.partition, event.offset, occurred)
+        records.append((value, reply_headers(event)))
     return records
 
 

@@ -100,8 +100,10 @@ class LedgerLog(Protocol):
     async def bounds(self, number: int) -> tuple[int, int]:
         """Where a ledger partition begins, and where the next record will lie."""
 
-    async def append(self, number: int, value: bytes) -> tuple[int, int | None]:
+    async def append(self, number: int, value: bytes, *, patient: bool = False) -> tuple[int, int | None]:
         """Write a record; returns its offset and timestamp once all in-sync replicas have it.
+
+        One that is ``patient`` may wait a moment for others that share its request.
 
         After an error nothing that was under way may be taken for written.
         """
@@ -125,6 +127,19 @@ class _Line(msgspec.Struct, omit_defaults=True):
     conv: str = ""
     after: str | None = None
     ev: list[tuple[int, str]] = []
+    ids: list[str] = []
+    dead: _DeadLine | None = None
+    n: int = 0
+
+
+class _Written(msgspec.Struct, omit_defaults=True):
+    """An intent or an outcome on its way to the topic: what both mention of the same events is encoded once."""
+
+    k: str
+    c: int
+    conv: str
+    after: str
+    ev: msgspec.Raw
     ids: list[str] = []
     dead: _DeadLine | None = None
     n: int = 0
@@ -317,16 +332,15 @@ class Ledger:
         assert ownership is not None
         assert batch.after is not None, "with a ledger a cold conversation's cursor is read first"
         began = self._boot_clock()
-        line = _Line(
-            "intent", c=ownership.claim, conv=batch.conversation_id, after=batch.after, ev=_mentions(batch.events)
-        )
-        if not await self._write(partition, line):
+        batch.mentions = mentions = _mentions(batch.events)
+        line = _Written("intent", ownership.claim, batch.conversation_id, batch.after, mentions)
+        if not await self._write(partition, line, batch.events[-1].offset):
             return None
         return lambda: not ownership.lost and partition.alive and self._boot_clock() - began <= INTENT_FRESH_SECONDS
 
     async def after_outcome(self, batch: Batch, outcomes: Sequence[Decided]) -> None:
         """Record what became of events; where that fails, their partition is lost: it is not ``alive`` any more."""
-        partition = batch.lane.partition
+        partition, mentions = batch.lane.partition, batch.mentions
         for outcome in outcomes:
             if not partition.alive:
                 return
@@ -337,17 +351,17 @@ class Ledger:
             if newest is None:
                 # Not remembered any more: what was just stored, or what the attempt was sent behind, is as new.
                 newest = next(filter(None, reversed(ids)), batch.after or "")
-            line = _Line(
+            line = _Written(
                 "outcome",
-                c=ownership.claim,
-                conv=batch.conversation_id,
-                after=newest,
-                ev=_mentions(outcome.events),
+                ownership.claim,
+                batch.conversation_id,
+                newest,
+                mentions if mentions and outcome.events is batch.events else _mentions(outcome.events),
                 ids=ids,
                 dead=None if isinstance(outcome, Delivered) else _dead_line(outcome.dead),
                 n=batch.attempts,
             )
-            if not await self._write(partition, line):
+            if not await self._write(partition, line, outcome.events[-1].offset):
                 return
 
     @staticmethod
@@ -358,11 +372,14 @@ class Ledger:
 
     # Writing
 
-    async def _write(self, partition: Partition, line: _Line) -> bool:
-        """Write a record; returns whether it counts: acknowledged, with no foreign claim before it."""
+    async def _write(self, partition: Partition, line: _Written, highest: int) -> bool:
+        """Write a record whose highest event is this; returns whether it counts.
+
+        It does when it is acknowledged with no foreign claim before it.
+        """
         ownership = partition.ownership
         assert isinstance(ownership, _Owned)
-        ownership.about_to_write(line.ev[-1][0])
+        ownership.about_to_write(highest)
         try:
             offset, timestamp = await self._append(partition.number, line)
             if ownership.by_broker and timestamp is None:
@@ -382,8 +399,8 @@ class Ledger:
             self._lost(partition)
         return partition.alive and not ownership.lost
 
-    async def _append(self, number: int, line: _Line) -> tuple[int, int | None]:
-        offset, timestamp = await self._log.append(number, _encode_line(line))
+    async def _append(self, number: int, line: _Line | _Written) -> tuple[int, int | None]:
+        offset, timestamp = await self._log.append(number, _encode_line(line), patient=line.k == "outcome")
         if offset < 0:
             # The broker knows the record and not its place any more.
             await self._log.distrust()
@@ -447,8 +464,8 @@ def _dead_line(dead: Dead) -> _DeadLine:
     return _DeadLine(dead.reason, dead.code, dead.message, dead.status, dead.attempts, dead.fate)
 
 
-def _mentions(events: Sequence[Event]) -> list[tuple[int, str]]:
-    return [(event.offset, event.digest) for event in events]
+def _mentions(events: Sequence[Event]) -> msgspec.Raw:
+    return msgspec.Raw(_encode_line([(event.offset, event.digest) for event in events]))
 
 
 class _Identified(msgspec.Struct):

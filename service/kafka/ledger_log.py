@@ -32,6 +32,9 @@ ASK_SECONDS = 15.0
 """For one question, a new connection included; also the longest a read may go on without a record."""
 CLOSE_SECONDS = 5.0
 READ_MILLISECONDS = 200
+PATIENCE_SECONDS = 0.005
+"""How long a record that nobody waits to send behind may wait for company: each request costs us and the broker more
+than the records in it."""
 MAX_REQUEST_BYTES = 256 << 10
 """Of one request a partition: some thousand records."""
 LOG_APPEND_TIME = 1
@@ -44,6 +47,10 @@ class _Queue:
 
     waiting: deque[tuple[bytes, asyncio.Future[tuple[int, int | None]]]] = field(default_factory=deque)
     sender: asyncio.Task[None] | None = None
+    hurry: bool = False
+    """Whether the next request is to follow the one under way at once."""
+    timer: asyncio.TimerHandle | None = None
+    """When what waits is sent, if nothing in a hurry comes before."""
 
 
 class KafkaLedgerLog:
@@ -66,6 +73,8 @@ class KafkaLedgerLog:
 
     async def stop(self) -> None:
         """Close every connection."""
+        for queue in self._queues.values():
+            _stop_timer(queue)
         await self.distrust()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
@@ -109,14 +118,26 @@ class KafkaLedgerLog:
             raise LogError(repr(error)) from error
         return begins[place], ends[place]
 
-    async def append(self, number: int, value: bytes) -> tuple[int, int | None]:
+    async def append(self, number: int, value: bytes, *, patient: bool = False) -> tuple[int, int | None]:
         """Write one record, acknowledged; those that come while a request is under way share the next one."""
         queue = self._queues.setdefault(number, _Queue())
         acknowledged: asyncio.Future[tuple[int, int | None]] = asyncio.get_running_loop().create_future()
         queue.waiting.append((value, acknowledged))
+        if not patient:
+            queue.hurry = True
+            self._send(number, queue)
+        elif queue.sender is None:
+            self._send_soon(number, queue)
+        return await acknowledged
+
+    def _send(self, number: int, queue: _Queue) -> None:
+        _stop_timer(queue)
         if queue.sender is None:
             queue.sender = asyncio.create_task(self._send_all(number, queue), name=f"ledger {number}")
-        return await acknowledged
+
+    def _send_soon(self, number: int, queue: _Queue) -> None:
+        if queue.timer is None:
+            queue.timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._send, number, queue)
 
     async def _send_all(self, number: int, queue: _Queue) -> None:
         sent: list[tuple[bytes, asyncio.Future[tuple[int, int | None]]]] = []
@@ -130,12 +151,16 @@ class KafkaLedgerLog:
                     if not acknowledged.done():
                         acknowledged.set_result((place, timestamp))
                 sent.clear()
+                if queue.waiting and not queue.hurry:
+                    self._send_soon(number, queue)
+                    break
         except TROUBLE as error:
             # What was under way is of unknown fate, and what waits behind it would lie after that.
             for _, acknowledged in (*sent, *queue.waiting):
                 if not acknowledged.done():
                     acknowledged.set_exception(LogError(repr(error)))
             queue.waiting.clear()
+            _stop_timer(queue)
         finally:
             queue.sender = None
 
@@ -151,6 +176,7 @@ class KafkaLedgerLog:
                     if batch.append(timestamp=None, key=None, value=queue.waiting[0][0]) is None:
                         break
                     sent.append(queue.waiting.popleft())
+                queue.hurry = bool(queue.waiting)
                 batch.close()
                 return await (await producer.send_batch(batch, self._topic, partition=number))
             except BaseException:
@@ -198,6 +224,8 @@ class KafkaLedgerLog:
             await _close(consumer.stop())
 
     async def _current(self) -> AIOKafkaProducer:
+        if self._producer is not None:
+            return self._producer
         async with self._connecting:
             producer = self._producer
             if producer is None:
@@ -224,6 +252,12 @@ class KafkaLedgerLog:
             closing = asyncio.create_task(_close(stop()), name="close a ledger producer")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+def _stop_timer(queue: _Queue) -> None:
+    if queue.timer is not None:
+        queue.timer.cancel()
+        queue.timer = None
 
 
 def _stored(record: ConsumerRecord[bytes, bytes]) -> Stored:

@@ -199,8 +199,9 @@ class Outlet:
                 else:
                     pause, limit = RETRY_FIRST_SECONDS, None
                     self.stored(queue.topic)
+                    waiting = queue.waiting
                     for _ in range(count):
-                        stored = queue.waiting.popleft().stored
+                        stored = waiting.popleft().stored
                         if stored is not None:
                             stored()
         except Exception as error:  # noqa: BLE001 - a bug here must end the process, not stall a partition unseen

@@ -134,7 +134,7 @@ class SimulatedLedgerLog:
             return Append(written, None)
         return Append(written, world.soon() if world.chances.random() < 0.8 else world.chances.uniform(0, 1))
 
-    async def append(self, number: int, value: bytes) -> tuple[int, int | None]:
+    async def append(self, number: int, value: bytes, *, patient: bool = False) -> tuple[int, int | None]:
         world = self._world
         fate = self._draw_append()
         if fate.written is None:

@@ -79,6 +79,9 @@ class Log(KafkaLedgerLog):
     def later(self, number: int, value: bytes) -> asyncio.Task[tuple[int, int | None]]:
         return asyncio.create_task(self.append(number, value))
 
+    def sometime(self, number: int, value: bytes) -> asyncio.Task[tuple[int, int | None]]:
+        return asyncio.create_task(self.append(number, value, patient=True))
+
 
 async def test_records_that_come_during_a_request_share_the_next_ones_in_their_order() -> None:
     log = Log()
@@ -95,6 +98,46 @@ async def test_records_that_come_during_a_request_share_the_next_ones_in_their_o
     assert values == [b"5", b"6"]
     answer.set_result(Written(20))
     assert [place for place, _ in await asyncio.gather(*others)] == [11, 12, 13, 20, 21]
+
+
+async def test_a_patient_record_waits_for_one_that_is_not_and_goes_before_it() -> None:
+    log = Log()
+    patient = log.sometime(0, b"1")
+    await asyncio.sleep(0)
+    hurried = log.later(0, b"2")
+    _, values, answer = await log.producer.request(0)
+    assert values == [b"1", b"2"]
+    during = log.sometime(0, b"3")
+    await asyncio.sleep(0)
+    answer.set_result(Written(10))
+    assert [place for place, _ in await asyncio.gather(patient, hurried)] == [10, 11]
+    assert len(log.producer.requests) == 1, "nobody is in a hurry"
+    after = log.later(0, b"4")
+    _, values, answer = await log.producer.request(1)
+    assert values == [b"3", b"4"]
+    answer.set_result(Written(12))
+    assert [place for place, _ in await asyncio.gather(during, after)] == [12, 13]
+
+
+async def test_a_patient_record_without_company_goes_alone_before_long() -> None:
+    log = Log()
+    patient = log.sometime(0, b"1")
+    _, values, answer = await asyncio.wait_for(log.producer.request(0), 5)
+    assert values == [b"1"]
+    answer.set_result(Written(10))
+    assert await patient == (10, 1000)
+
+
+async def test_patient_records_that_do_not_fit_follow_at_once() -> None:
+    log = Log()
+    records = [log.sometime(0, b"%d" % number) for number in range(4)]
+    _, values, answer = await log.producer.request(0)
+    assert values == [b"0", b"1", b"2"]
+    answer.set_result(Written(10))
+    _, values, answer = await log.producer.request(1)
+    assert values == [b"3"]
+    answer.set_result(Written(13))
+    assert [place for place, _ in await asyncio.gather(*records)] == [10, 11, 12, 13]
 
 
 async def test_without_a_place_or_the_brokers_time_none_is_made_up() -> None:
