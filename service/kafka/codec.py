@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from service.core.delivery import Delivered
     from service.core.model import Dead
+    from service.kafka.cloudevents import CloudEvent
     from service.kafka.outlet import OutgoingRecord
 
 Headers = list[tuple[str, bytes | None]]
@@ -122,52 +123,76 @@ def decode(record: ConsumerRecord[bytes, bytes], max_bytes: int = MAX_RECORD_BYT
 
 
 def _decode(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
-    size = size_of(record)
-    if size - EVENT_OVERHEAD_BYTES > max_bytes or len(record.headers) > MAX_HEADERS:
-        raise _too_large(record, size - EVENT_OVERHEAD_BYTES, max_bytes)
-    value = record.value
+    # One frame for what every event needs: this is the dearest thing done with one before it is sent.
+    value, key, headers = record.value, record.key, record.headers
     assert value is not None
+    size = size_of(record) if headers else EVENT_OVERHEAD_BYTES + len(value) + len(key or b"")
+    if size - EVENT_OVERHEAD_BYTES > max_bytes or len(headers) > MAX_HEADERS:
+        raise _too_large(record, size - EVENT_OVERHEAD_BYTES, max_bytes)
     # msgspec skips over what it does not decode without looking at its encoding; the API would not.
     if not value.isascii():
         str(value, "utf-8")
     if value.count(b"{") + value.count(b"[") > MAX_DEPTH:
         _check_depth(value)
-    wrapped = unwrap(record.headers, value) if record.headers else None
+    wrapped = unwrap(headers, value) if headers else None
     data = value if wrapped is None else wrapped.data
     if data is not value:
         _check_depth(data)
     envelope = _decode_envelope(data)
-    item = _item_of(envelope, data, bare=wrapped is not None)
-    conversation_id = envelope.conversation_id
-    if conversation_id is None and wrapped is not None:
-        conversation_id = wrapped.subject
+    item: bytes | msgspec.Raw = envelope.item
+    if len(item) <= len(NULL) or _decode_item(item).type is msgspec.UNSET:
+        item = _item_of(envelope, data, bare=wrapped is not None)
+    if wrapped is not None:
+        _lay_over(envelope, wrapped)
+    conversation_id, event_id = envelope.conversation_id, envelope.event_id
     if conversation_id is None:
-        key = record.key
-        if not key:
-            raise InvalidEventError("conversation_id: missing, and the record has no key")
-        conversation_id = str(key, "utf-8")
-    _check_conversation_id(conversation_id)
-    event_id = wrapped.event_id if wrapped is not None else envelope.event_id
-    if isinstance(event_id, str) and len(event_id) > MAX_EVENT_ID_BYTES // 4:
-        _check_event_id(event_id)
-    occurred_at = envelope.occurred_at
-    if occurred_at is None and wrapped is not None:
-        occurred_at = wrapped.time
+        conversation_id = _named_by_key(key)
+    if not (
+        len("..") < len(conversation_id) <= MAX_ID_BYTES and conversation_id.isascii() and conversation_id.isprintable()
+    ):
+        _check_conversation_id(conversation_id)
+    if not isinstance(event_id, str) or not 0 < len(event_id) <= MAX_EVENT_ID_BYTES // 4:
+        event_id = _event_id(record, event_id)
     return Event(
         record.partition,
         record.offset,
         conversation_id,
-        f"{record.topic}-{record.partition}-{record.offset}" if event_id is None or event_id == "" else str(event_id),
+        event_id,
         item,
         size + len(item),
         record.topic,
         record.timestamp,
         record.timestamp_type,
-        record.key,
+        key,
         value,
-        record.headers,
-        occurred_at,
+        headers,
+        envelope.occurred_at,
     )
+
+
+def _lay_over(envelope: _Envelope, wrapped: CloudEvent) -> None:
+    """Let a CloudEvent's attributes name the event, and fill in what the event itself leaves out."""
+    envelope.event_id = wrapped.event_id
+    if envelope.conversation_id is None:
+        envelope.conversation_id = wrapped.subject
+    if envelope.occurred_at is None:
+        envelope.occurred_at = wrapped.time
+
+
+def _named_by_key(key: bytes | None) -> str:
+    if not key:
+        raise InvalidEventError("conversation_id: missing, and the record has no key")
+    return str(key, "utf-8")
+
+
+def _event_id(record: Record, given: str | int | None) -> str:
+    if given is None or given == "":
+        return f"{record.topic}-{record.partition}-{record.offset}"
+    event_id = str(given)
+    size = len(event_id.encode())
+    if size > MAX_EVENT_ID_BYTES:
+        raise InvalidEventError(f"event_id: {size} bytes, must be {MAX_EVENT_ID_BYTES} at most")
+    return event_id
 
 
 def _too_large(record: Record, size: int, max_bytes: int) -> InvalidEventError:
@@ -194,12 +219,6 @@ def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes | msgspec
     return item
 
 
-def _check_event_id(event_id: str) -> None:
-    size = len(event_id.encode())
-    if size > MAX_EVENT_ID_BYTES:
-        raise InvalidEventError(f"event_id: {size} bytes, must be {MAX_EVENT_ID_BYTES} at most")
-
-
 def _check_depth(value: bytes) -> None:
     """Count what is open at once; a value with fewer brackets in all need not be asked."""
     brackets = _STRING.sub(b"", value).translate(None, _NO_BRACKETS)
@@ -223,11 +242,6 @@ def size_of(record: Record) -> int:
     if record.headers:
         size += sum(len(name) + len(content or b"") for name, content in record.headers)
     return size
-
-
-def key_matches(record: ConsumerRecord[bytes, bytes], event: Event) -> bool:
-    """Whether the record's key is the conversation id, so that order holds over all partitions."""
-    return bool(record.key == event.conversation_id.encode())
 
 
 def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[bytes, Headers]]:

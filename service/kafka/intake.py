@@ -31,7 +31,7 @@ from service.core.model import Refusal
 from service.core.recovery import Recovery
 from service.kafka import above
 from service.kafka.access import refusal
-from service.kafka.codec import decode, key_matches
+from service.kafka.codec import decode
 from service.kafka.connection import connection_arguments
 from service.kafka.ledger import LedgerStoppedError, LogError, NotOwnerError, digest_of
 from service.kafka.reading import committed_offsets
@@ -204,6 +204,7 @@ class Intake:
         now = self._clock()
         partitions = self._grouper.partitions
         add = self._grouper.add
+        max_bytes, exact, recalled = self._limits.max_record_bytes, self._ledger is not None, self._recalled
         accepted = 0
         for record in records:
             partition = partitions.get(record.partition)
@@ -213,20 +214,21 @@ class Intake:
             if record.value is None:
                 self._skip(partition, record.offset, "tombstone")
                 continue
-            if self._recalled and self._settled_before(partition, record.offset):
+            if recalled and self._settled_before(partition, record.offset):
                 self._skip(partition, record.offset, "settled_before")
                 continue
-            event = decode(record, self._limits.max_record_bytes)
+            event = decode(record, max_bytes)
             if isinstance(event, Refusal):
                 self._metrics.counter("events_total", "invalid").inc()
                 self._refuse(partition, event)
                 if partition.recovery is not None:
                     partition.recovery.passed(record.offset)
                 continue
-            if not key_matches(record, event):
+            if event.key != event.conversation_id.encode():
+                # Order holds over all partitions where the key is the conversation's id.
                 self._metrics.counter("events_total", "key_mismatch").inc()
             accepted += 1
-            if self._ledger is not None:
+            if exact:
                 event.digest = digest_of(record)
                 if partition.recovery is not None:
                     self._recover(partition, partition.recovery, event, now)

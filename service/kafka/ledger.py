@@ -16,7 +16,7 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -33,6 +33,7 @@ from service.core.ledger import (
     write_bookmark,
 )
 from service.core.model import Dead, Reason
+from service.core.readback import item_id
 from service.kafka import above
 from service.settings import INTENT_FRESH_SECONDS
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from service.core.delivery import Outcome as Decided
     from service.core.grouper import Partition
-    from service.core.ledger import Gap, Record
+    from service.core.ledger import Record
     from service.core.model import Batch, Event
     from service.core.readback import Cursors
     from service.ops.metrics import Metrics
@@ -100,8 +101,8 @@ class LedgerLog(Protocol):
     async def bounds(self, number: int) -> tuple[int, int]:
         """Where a ledger partition begins, and where the next record will lie."""
 
-    async def append(self, number: int, value: bytes, *, patient: bool = False) -> tuple[int, int | None]:
-        """Write a record; returns its offset and timestamp once all in-sync replicas have it.
+    def append(self, number: int, value: bytes, *, patient: bool = False) -> Awaitable[tuple[int, int | None]]:
+        """Write a record; awaited, its offset and timestamp once all in-sync replicas have it.
 
         One that is ``patient`` may wait a moment for others that share its request.
 
@@ -384,10 +385,10 @@ class Ledger:
             offset, timestamp = await self._append(partition.number, line)
             if ownership.by_broker and timestamp is None:
                 raise LogError(f"acknowledged without the broker's time, at {offset}")  # noqa: TRY301
-            async with ownership.reading:
-                gap = ownership.acknowledged(offset)
-                if gap is not None:
-                    ownership.gap_read(gap, await self._read_gap(partition.number, gap))
+            if offset == ownership.next and not ownership.reading.locked():
+                ownership.acknowledged(offset)
+            else:
+                await self._close_gap(partition.number, ownership, offset)
             if ownership.lost and offset < ownership.next:
                 await self._log.distrust()
         except (LogError, LedgerStoppedError) as error:
@@ -399,6 +400,14 @@ class Ledger:
             self._lost(partition)
         return partition.alive and not ownership.lost
 
+    async def _close_gap(self, number: int, ownership: _Owned, offset: int) -> None:
+        """Note an acknowledgement that does not follow the last one, or comes while a gap is read."""
+        async with ownership.reading:
+            gap = ownership.acknowledged(offset)
+            if gap is not None:
+                found = [record async for record in self._read(number, gap.start, gap.end)]
+                ownership.gap_read(gap, found)
+
     async def _append(self, number: int, line: _Line | _Written) -> tuple[int, int | None]:
         offset, timestamp = await self._log.append(number, _encode_line(line), patient=line.k == "outcome")
         if offset < 0:
@@ -409,9 +418,6 @@ class Ledger:
         return offset, timestamp
 
     # Reading
-
-    async def _read_gap(self, number: int, gap: Gap) -> list[Record]:
-        return [record async for record in self._read(number, gap.start, gap.end)]
 
     async def _read(self, number: int, start: int, end: int) -> AsyncGenerator[Record, None]:
         if start >= end:
@@ -469,7 +475,7 @@ def _mentions(events: Sequence[Event]) -> msgspec.Raw:
 
 
 class _Identified(msgspec.Struct):
-    id: Any = ""
+    id: str = ""
 
 
 _decode_ids = msgspec.json.Decoder(list[_Identified]).decode
@@ -477,5 +483,7 @@ _decode_ids = msgspec.json.Decoder(list[_Identified]).decode
 
 def _item_ids(items: Sequence[Buffer]) -> list[str]:
     """The id of each item; empty where it has none."""
-    found = [item.id for item in _decode_ids(b"[%b]" % b",".join(items))]
-    return [item_id if isinstance(item_id, str) else "" for item_id in found]
+    try:
+        return [item.id for item in _decode_ids(b"[%b]" % b",".join(items))]
+    except msgspec.ValidationError:
+        return [item_id(item) for item in items]

@@ -118,9 +118,11 @@ class KafkaLedgerLog:
             raise LogError(repr(error)) from error
         return begins[place], ends[place]
 
-    async def append(self, number: int, value: bytes, *, patient: bool = False) -> tuple[int, int | None]:
+    def append(self, number: int, value: bytes, *, patient: bool = False) -> asyncio.Future[tuple[int, int | None]]:
         """Write one record, acknowledged; those that come while a request is under way share the next one."""
-        queue = self._queues.setdefault(number, _Queue())
+        queue = self._queues.get(number)
+        if queue is None:
+            queue = self._queues[number] = _Queue()
         acknowledged: asyncio.Future[tuple[int, int | None]] = asyncio.get_running_loop().create_future()
         queue.waiting.append((value, acknowledged))
         if not patient:
@@ -128,16 +130,20 @@ class KafkaLedgerLog:
             self._send(number, queue)
         elif queue.sender is None:
             self._send_soon(number, queue)
-        return await acknowledged
+        return acknowledged
 
     def _send(self, number: int, queue: _Queue) -> None:
-        _stop_timer(queue)
-        if queue.sender is None:
+        if queue.sender is None and queue.waiting:
             queue.sender = asyncio.create_task(self._send_all(number, queue), name=f"ledger {number}")
 
     def _send_soon(self, number: int, queue: _Queue) -> None:
         if queue.timer is None:
-            queue.timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._send, number, queue)
+            queue.timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._patience_ends, number, queue)
+
+    def _patience_ends(self, number: int, queue: _Queue) -> None:
+        # Not cancelled where a record in a hurry took the others along: that costs more than to look in vain.
+        queue.timer = None
+        self._send(number, queue)
 
     async def _send_all(self, number: int, queue: _Queue) -> None:
         sent: list[tuple[bytes, asyncio.Future[tuple[int, int | None]]]] = []

@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
@@ -44,8 +45,7 @@ KNOWN_KEY_BYTES = 256
 _choose_partition = DefaultPartitioner()
 
 
-@dataclass(slots=True)
-class OutgoingRecord:
+class OutgoingRecord(msgspec.Struct):
     """One record to store.
 
     ``lean`` leaves something out of it where the broker finds it too large, and says whether there was something;

@@ -379,8 +379,10 @@ class World:
         fault = request.fault = self.host.weather(request)
         if request.probe:
             recent = [made for made in self.requests[-50:] if made.probe and made.answered_at > self.now]
-            # A read that was answered is worth a write at once; else they keep their distance.
-            recent = [made for made in recent if made.started_at > max(self._heard_at, self.now - PROBE_MAX_SECONDS)]
+            # A read that was answered is worth a write at once, and one closed and opened again begins anew; else they
+            # keep their distance.
+            since = max(self._heard_at, self._open_since or -math.inf, self.now - PROBE_MAX_SECONDS)
+            recent = [made for made in recent if made.started_at > since]
             assert not recent, f"probe while {recent} is under way"
         self.requests.append(request)
         probe = self.circuit.started(self.now)

@@ -76,19 +76,16 @@ class Log(KafkaLedgerLog):
         self._producer = self.producer
         return self.producer
 
-    def later(self, number: int, value: bytes) -> asyncio.Task[tuple[int, int | None]]:
-        return asyncio.create_task(self.append(number, value))
-
-    def sometime(self, number: int, value: bytes) -> asyncio.Task[tuple[int, int | None]]:
-        return asyncio.create_task(self.append(number, value, patient=True))
+    def sometime(self, number: int, value: bytes) -> asyncio.Future[tuple[int, int | None]]:
+        return self.append(number, value, patient=True)
 
 
 async def test_records_that_come_during_a_request_share_the_next_ones_in_their_order() -> None:
     log = Log()
-    alone = log.later(0, b"1")
+    alone = log.append(0, b"1")
     _, values, answer = await log.producer.request(0)
     assert values == [b"1"]
-    others = [log.later(0, b"%d" % number) for number in range(2, 7)]
+    others = [log.append(0, b"%d" % number) for number in range(2, 7)]
     answer.set_result(Written(10))
     assert await alone == (10, 1000)
     _, values, answer = await log.producer.request(1)
@@ -104,7 +101,7 @@ async def test_a_patient_record_waits_for_one_that_is_not_and_goes_before_it() -
     log = Log()
     patient = log.sometime(0, b"1")
     await asyncio.sleep(0)
-    hurried = log.later(0, b"2")
+    hurried = log.append(0, b"2")
     _, values, answer = await log.producer.request(0)
     assert values == [b"1", b"2"]
     during = log.sometime(0, b"3")
@@ -112,7 +109,7 @@ async def test_a_patient_record_waits_for_one_that_is_not_and_goes_before_it() -
     answer.set_result(Written(10))
     assert [place for place, _ in await asyncio.gather(patient, hurried)] == [10, 11]
     assert len(log.producer.requests) == 1, "nobody is in a hurry"
-    after = log.later(0, b"4")
+    after = log.append(0, b"4")
     _, values, answer = await log.producer.request(1)
     assert values == [b"3", b"4"]
     answer.set_result(Written(12))
@@ -142,7 +139,7 @@ async def test_patient_records_that_do_not_fit_follow_at_once() -> None:
 
 async def test_without_a_place_or_the_brokers_time_none_is_made_up() -> None:
     log = Log()
-    two = [log.later(0, b"1"), log.later(0, b"2")]
+    two = [log.append(0, b"1"), log.append(0, b"2")]
     _, _, answer = await log.producer.request(0)
     answer.set_result(Written(-1, timestamp_type=0))
     assert await asyncio.gather(*two) == [(-1, None), (-1, None)]
@@ -150,9 +147,9 @@ async def test_without_a_place_or_the_brokers_time_none_is_made_up() -> None:
 
 async def test_an_error_fails_all_that_waits_and_the_next_record_goes_by_another_producer() -> None:
     log = Log()
-    failing = log.later(0, b"1")
+    failing = log.append(0, b"1")
     _, _, answer = await log.producer.request(0)
-    behind = log.later(0, b"2")
+    behind = log.append(0, b"2")
     await asyncio.sleep(0)
     answer.set_exception(KafkaConnectionError())
     for one in (failing, behind):
@@ -161,7 +158,7 @@ async def test_an_error_fails_all_that_waits_and_the_next_record_goes_by_another
     await log.stop()
     assert log.producers[0].stopped
     log.producers.append(Producer())
-    again = log.later(0, b"3")
+    again = log.append(0, b"3")
     _, values, answer = await log.producer.request(0)
     assert values == [b"3"]
     answer.set_result(Written(9))
