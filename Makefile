@@ -70,11 +70,12 @@ bench-emulator: env ## measure the emulator, empty and with a million items
 screenshots: env ## make the pictures of the documentation (needs Chromium: .ci/install-browser)
 	$(BIN)/python tests/screenshots.py
 
-bench-cost: env ## what metrics, logs and traces cost in that
+bench-cost: env ## what metrics, logs and traces cost on a dense backlog
 	$(BIN)/python bench/cost.py $(ARGS)
 
 dashboard-picture: env ## docs/dashboard.png, from a real run
 	$(BIN)/python tests/dashboard_picture.py
+
 image: ## build the image (Docker, else buildah)
 	deploy/image-build.sh $(IMAGE)
 
@@ -92,8 +93,6 @@ RUNTIME := build/runtime
 SUPPLY := build/supply
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' service/__init__.py)
 # What may be shipped with an Apache-2.0 program, by the names that packages give their licences.
-LICENSES := MIT;MIT License;BSD License;3-Clause BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL)
-LICENSES := $(LICENSES);Apache Software License;Apache-2.0;Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
 LICENSES := MIT;MIT License;BSD License;3-Clause BSD License;BSD-2-Clause;BSD-3-Clause;ISC License (ISCL);Apache Software License;Apache-2.0
 LICENSES := $(LICENSES);Apache-2.0 AND MIT;Apache-2.0 AND BSD-2-Clause;Apache-2.0 OR BSD-2-Clause
 LICENSES := $(LICENSES);Python Software Foundation License;PSF-2.0;Mozilla Public License 2.0 (MPL 2.0)

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from service.conversations.client import WITHDRAWN
@@ -24,11 +25,11 @@ from service.core.limiter import Signal
 from service.core.model import Answered, Dead, Fate, Reason, Unanswered
 from service.core.verdict import Kind, judge
 from service.kafka import codec, dead_letters
-from service.kafka.outlet import OutgoingRecord
+from service.kafka.outlet import Outgoing, OutgoingRecord, single
 from service.kafka.routing import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from service.conversations.client import Conversations
     from service.core.delivery import Delivery, Outcome
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from service.ops.metrics import Metrics
     from service.ops.tracing import AttemptTrace, BatchTrace, Tracing
     from service.settings import Settings
+
+    _Write = Callable[[int, int], Iterable[codec.Reply]]
+    """Writes the replies of the events ``[start, end)`` of an outcome."""
 
 log = logging.getLogger(__name__)
 
@@ -408,21 +412,19 @@ class Pump:
             self._metrics.counter("duplicates_prevented_total").inc(len(events))
         self._lateness.observe(max(0.0, wall_clock - events[0].timestamp / 1000))
         key = events[0].conversation_id.encode()
-        records = [
-            OutgoingRecord(key, value, headers, codec.make_lean)
-            for value, headers in codec.replies(outcome, self._kafka.events_topic, wall_clock)
-        ]
+        write: _Write = partial(codec.replies, outcome, self._kafka.events_topic, wall_clock)
         told = None
         if trace is not None:
             sending = trace.outcome(outcome, events, self._kafka.reply_topic)
             told = sending.stored
-            for event, record in zip(events, records, strict=True):
-                sending.carry(event, record.headers)
+            traced = list(write(0, len(events)))
+            for event, (_, headers) in zip(events, traced, strict=True):
+                sending.carry(event, headers)
+            write = partial(_part, traced)
         runs = self._runs(events)
         stored = self._settler(partition, events, writes=len(runs), told=told)
         for destination, start, end in runs:
-            records[end - 1].stored = stored
-            self._send(destination, key, records[start:end])
+            self._send(destination, Outgoing(key, end - start, _from(write, start, end), codec.make_lean, stored))
 
     def _runs(self, events: Sequence[Event]) -> list[tuple[Destination, int, int]]:
         """Events that follow each other and whose replies go to the same place: where, first and behind the last."""
@@ -437,11 +439,11 @@ class Pump:
                 runs.append((destination, index, index + 1))
         return runs
 
-    def _send(self, destination: Destination, key: bytes, records: list[OutgoingRecord]) -> None:
+    def _send(self, destination: Destination, outgoing: Outgoing) -> None:
         partition = destination.partition
         if partition is None:
-            partition = self._outlet.partition_for(destination.topic, key)
-        self._outlet.store(destination.topic, partition, records)
+            partition = self._outlet.partition_for(destination.topic, outgoing.key)
+        self._outlet.store(destination.topic, partition, outgoing)
 
     def _give_up(self, partition: Partition, outcome: DeadLettered, trace: BatchTrace | None) -> None:
         for event in outcome.events:
@@ -452,19 +454,20 @@ class Pump:
             if self._failed_replies:
                 key = event.conversation_id.encode()
                 value = codec.failed_reply(event, outcome.dead, self._kafka.events_topic, time.time())
-                record = OutgoingRecord(key, value, codec.reply_headers(event), codec.make_lean, stored)
+                record = OutgoingRecord(key, value, codec.reply_headers(event))
                 if sending is not None:
                     sending.carry(event, record.headers)
-                self._send(self._router.destination(event.headers), key, [record])
+                self._send(self._router.destination(event.headers), single(record, codec.make_lean, stored))
 
     def _dead_letter(self, source: codec.Record, dead: Dead, stored: Callable[[], None]) -> None:
         self._metrics.counter("dead_letters_total", dead.reason).inc()
         headers = dead_letters.dead_letter_headers(
             source, dead, group=self._kafka.group_id, wall_clock=time.time(), style=self._header_style
         )
-        record = OutgoingRecord(source.key, source.value, headers, dead_letters.make_lean, stored)
+        record = OutgoingRecord(source.key, source.value, headers)
         topic = self._kafka.dead_letter_topic
-        self._outlet.store(topic, self._outlet.partition_for(topic, source.key), [record])
+        place = self._outlet.partition_for(topic, source.key)
+        self._outlet.store(topic, place, single(record, dead_letters.make_lean, stored))
 
     def _settler(
         self, partition: Partition, events: Sequence[Event], *, writes: int = 1, told: Callable[[], None] | None = None
@@ -528,6 +531,15 @@ class Pump:
             else:
                 shown = "prefix" if result.parts else "found"
             metrics.counter("readbacks_total", shown).inc()
+
+
+def _part(replies: Sequence[codec.Reply], start: int, end: int) -> Sequence[codec.Reply]:
+    return replies[start:end]
+
+
+def _from(write: _Write, start: int, end: int) -> Callable[[int], Iterable[codec.Reply]]:
+    """What writes the replies ``[start, end)``, those left out that are done."""
+    return lambda done: write(start + done, end)
 
 
 def _internal_error(batch: Batch, error: Exception) -> Result:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 from browser import running_browser
 from openai import AsyncOpenAI, OpenAIError
+from rich.console import Console
+from rich.text import Text
 
 from service.emulator.faults import FaultScript, LognormalLatency, Match, RateThrottle, Rule, Silence
 from service.emulator.server import EmulatorServer
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
+
+COLUMNS, LINES = 82, 50
+REDRAWN = re.compile(r"\r?\x1b\[2K(?:\x1b\[1A\x1b\[2K)*")
+"""What a live view writes before it draws itself anew."""
 
 TALK = (
     ("system", "You are the support desk of a parcel service. Be brief and kind."),
@@ -45,6 +59,35 @@ SCRIPT = FaultScript(
 )
 
 
+def in_a_terminal(command: list[str]) -> str:
+    """All that a command writes to a terminal."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as running:
+        os.close(theirs)
+        written = bytearray()
+        try:
+            while part := os.read(ours, 1 << 16):
+                written += part
+        except OSError:  # the other end of a terminal that is closed
+            pass
+        os.close(ours)
+        assert running.wait() == 0, written.decode()
+    return written.decode()
+
+
+async def demo() -> None:
+    """What a terminal shows when `convoy demo` has ended: its view as last drawn, and the summary."""
+    shown = REDRAWN.split(in_a_terminal([sys.executable, "-m", "service", "demo"]))[-1].replace("\r\n", "\n")
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    console.print(Text.from_ansi(f"$ convoy demo\n{shown.rstrip()}"))
+    async with running_browser() as browser:
+        page = await browser.new_page(viewport={"width": 1100, "height": 900}, device_scale_factor=2)
+        await page.set_content(console.export_svg(title="convoy demo"))
+        await page.locator("svg").screenshot(path=PICTURES / "demo.png", omit_background=True)
+
+
 async def emulator_page() -> None:
     async with (
         EmulatorServer(faults=SCRIPT, create_on_write=True, port=8090) as emulator,
@@ -69,7 +112,6 @@ async def emulator_page() -> None:
             await say(client, talk.id, "This word is forbidden.")
             await say(client, visitors[4], "Good morning!")
             await page.get_by_role("cell", name="moderation").wait_for()
-            PICTURES.mkdir(exist_ok=True)
             await page.screenshot(path=PICTURES / "emulator.png")
         silent.cancel()
 
@@ -83,5 +125,11 @@ async def say(client: AsyncOpenAI, conversation_id: str, text: str, role: str = 
         print(refused)  # noqa: T201 - for whoever makes the picture
 
 
+async def pictures() -> None:
+    await demo()
+    await emulator_page()
+
+
 if __name__ == "__main__":
-    asyncio.run(emulator_page())
+    PICTURES.mkdir(exist_ok=True)
+    asyncio.run(pictures())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GC_THRESHOLD = 200_000
+GC_THRESHOLD = 50_000
 """Allocations of container objects between two looks at the youngest."""
 
 

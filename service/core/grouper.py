@@ -49,11 +49,12 @@ class LaneState(enum.Enum):
 class Lane:
     """One conversation on one partition: what waits, and the parts of a batch under way."""
 
-    __slots__ = ("bytes", "conversation_id", "partition", "parts", "state", "token", "waiting")
+    __slots__ = ("bytes", "conversation_id", "key", "partition", "parts", "state", "token", "waiting")
 
-    def __init__(self, partition: Partition, conversation_id: str) -> None:
+    def __init__(self, partition: Partition, first: Event) -> None:
         self.partition = partition
-        self.conversation_id = conversation_id
+        self.conversation_id = first.conversation_id
+        self.key = first.key
         self.waiting: list[Event] = []
         self.bytes = 0
         self.parts: list[Batch] = []
@@ -173,10 +174,12 @@ class Grouper:
         event.read_at = now
         lane = partition.lanes.get(event.conversation_id)
         if lane is None:
-            lane = partition.lanes[event.conversation_id] = Lane(partition, event.conversation_id)
+            lane = partition.lanes[event.conversation_id] = Lane(partition, event)
         else:
-            # One text for all events that wait: each was decoded with a copy of its own.
+            # One text for all events that wait: each was read with copies of its own.
             event.conversation_id = lane.conversation_id
+            if event.key == lane.key:
+                event.key = lane.key
         waiting = lane.waiting
         waiting.append(event)
         lane.bytes += len(event.item) + 1
@@ -193,7 +196,7 @@ class Grouper:
         The conversation must have no lane yet.
         """
         conversation_id = events[0].conversation_id
-        lane = partition.lanes[conversation_id] = Lane(partition, conversation_id)
+        lane = partition.lanes[conversation_id] = Lane(partition, events[0])
         batch = Batch(
             lane,
             events,

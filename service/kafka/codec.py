@@ -18,7 +18,7 @@ from service.kafka.cloudevents import CloudEventError, unwrap
 from service.ops.times import timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from aiokafka import ConsumerRecord
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[str, bytes | None]]
 """As aiokafka takes and gives them; a name may stand more than once."""
+Reply = tuple[bytes, Headers]
+"""Value and headers of a reply."""
 
 
 class Record(Protocol):
@@ -110,19 +112,22 @@ class InvalidEventError(Exception):
     """A record that is not an event; the message names the field and the rule."""
 
 
+NO_EVENT = (InvalidEventError, CloudEventError, msgspec.DecodeError, UnicodeError, RecursionError)
+
+
 def decode(record: ConsumerRecord[bytes, bytes], max_bytes: int = MAX_RECORD_BYTES) -> Event | Refusal:
     """Decode one record whose value is not null: native, shorthand, or a CloudEvent around either or a bare item.
 
     One of more than ``max_bytes``, key and headers included, is not looked into.
     """
     try:
-        return _decode(record, max_bytes)
-    except (InvalidEventError, CloudEventError, msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        message = str(error) or type(error).__name__
-        return Refusal(record.partition, record.offset, message, record)
+        return event_of(record, max_bytes)
+    except NO_EVENT as error:
+        return refusal_of(record, error)
 
 
-def _decode(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
+def event_of(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
+    """Decode one record; what `decode` refuses raises one of `NO_EVENT`."""
     # One frame for what every event needs: this is the dearest thing done with one before it is sent.
     value, key, headers = record.value, record.key, record.headers
     assert value is not None
@@ -168,6 +173,11 @@ def _decode(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
         headers,
         envelope.occurred_at,
     )
+
+
+def refusal_of(record: ConsumerRecord[bytes, bytes], error: Exception) -> Refusal:
+    """Say why a record is no event."""
+    return Refusal(record.partition, record.offset, str(error) or type(error).__name__, record)
 
 
 def _lay_over(envelope: _Envelope, wrapped: CloudEvent) -> None:
@@ -244,8 +254,10 @@ def size_of(record: Record) -> int:
     return size
 
 
-def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[bytes, Headers]]:
-    """Write the replies of a delivery, value and headers of each, in order."""
+def replies(
+    delivered: Delivered, topic: str, wall_clock: float, start: int = 0, end: int | None = None
+) -> Iterator[Reply]:
+    """Write the replies of a delivery, those of its events ``[start, end)``, value and headers of each, in order."""
     frame = (
         b'{"event_id":%%b,"conversation_id":%b,"status":"delivered","item":%%b,"batch":{"size":%d,"index":%%d},'
         b'"attempts":%d,"source":{"topic":%b,"partition":%%d,"offset":%%d},%%b"delivered_at":"%b"}'
@@ -256,12 +268,11 @@ def replies(delivered: Delivered, topic: str, wall_clock: float) -> list[tuple[b
         _encode(topic).replace(b"%", b"%%"),
         timestamp(wall_clock).encode("ascii"),
     )
-    records: list[tuple[bytes, Headers]] = []
-    for index, (event, item) in enumerate(zip(delivered.events, delivered.items, strict=True), delivered.first_index):
+    events, items = delivered.events[start:end], delivered.items[start:end]
+    for index, (event, item) in enumerate(zip(events, items, strict=True), delivered.first_index + start):
         occurred = b"" if event.occurred_at is None else b'"occurred_at":%b,' % _encode(event.occurred_at)
         value = frame % (_encode(event.event_id), item, index, event.partition, event.offset, occurred)
-        records.append((value, reply_headers(event)))
-    return records
+        yield value, reply_headers(event)
 
 
 def json_text(text: str) -> bytes:

@@ -14,7 +14,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
@@ -45,18 +44,39 @@ KNOWN_KEY_BYTES = 256
 _choose_partition = DefaultPartitioner()
 
 
-class OutgoingRecord(msgspec.Struct):
-    """One record to store.
-
-    ``lean`` leaves something out of it where the broker finds it too large, and says whether there was something;
-    ``stored`` is called once the record is acknowledged by all in-sync replicas.
-    """
+@dataclass(slots=True)
+class OutgoingRecord:
+    """One record as it is to be written, for who has to make it smaller."""
 
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """Records of one key to store, in their order.
+
+    ``write`` makes them, value and headers of each, from the one with that number on. It is called when they go into a
+    request, so that tens of thousands that wait are not in memory twice, and again if that fails: it must always
+    make the same. ``lean`` leaves something out of one that the broker finds too large, and says whether there was
+    something. ``stored`` is called once the last of them is acknowledged by all in-sync replicas.
+    """
+
+    key: bytes | None
+    count: int
+    write: Callable[[int], Iterable[tuple[bytes | None, Headers]]]
     lean: Callable[[OutgoingRecord], bool]
     stored: Callable[[], None] | None = None
+    done: int = 0
+    """How many of them are stored."""
+
+
+def single(
+    record: OutgoingRecord, lean: Callable[[OutgoingRecord], bool], stored: Callable[[], None] | None
+) -> Outgoing:
+    """One record to store."""
+    return Outgoing(record.key, 1, lambda _: ((record.value, record.headers),), lean, stored)
 
 
 @dataclass(slots=True)
@@ -65,7 +85,7 @@ class _Queue:
 
     topic: str
     partition: int
-    waiting: deque[OutgoingRecord] = field(default_factory=deque)
+    waiting: deque[Outgoing] = field(default_factory=deque)
     sender: asyncio.Task[None] | None = None
 
 
@@ -148,19 +168,19 @@ class Outlet:
                 self._partition_of[place] = partition
         return partition
 
-    def store(self, topic: str, partition: int, records: list[OutgoingRecord]) -> None:
-        """Store ``records`` in this order; returns at once."""
+    def store(self, topic: str, partition: int, outgoing: Outgoing) -> None:
+        """Store this behind what waits for the same partition; returns at once."""
         place = (topic, partition)
         queue = self._queues.get(place)
         if queue is None:
             queue = self._queues[place] = _Queue(topic, partition)
-        queue.waiting.extend(records)
+        queue.waiting.append(outgoing)
         if queue.sender is None:
             queue.sender = asyncio.create_task(self._send_all(queue), name=f"outlet {topic}-{partition}")
 
     def waiting(self) -> int:
         """Records not yet acknowledged."""
-        return sum(len(queue.waiting) for queue in self._queues.values())
+        return sum(outgoing.count - outgoing.done for queue in self._queues.values() for outgoing in queue.waiting)
 
     async def stop(self, timeout_seconds: float) -> None:
         """Close the connection; what is not stored by then is read again by the partition's next owner."""
@@ -199,11 +219,7 @@ class Outlet:
                 else:
                     pause, limit = RETRY_FIRST_SECONDS, None
                     self.stored(queue.topic)
-                    waiting = queue.waiting
-                    for _ in range(count):
-                        stored = waiting.popleft().stored
-                        if stored is not None:
-                            stored()
+                    _note_stored(queue.waiting, count)
         except Exception as error:  # noqa: BLE001 - a bug here must end the process, not stall a partition unseen
             self._fatal(error)
         finally:
@@ -212,15 +228,7 @@ class Outlet:
     async def _send_some(self, producer: AIOKafkaProducer, queue: _Queue, limit: int | None) -> int:
         """Send what fits in one request, at most ``limit`` records; returns how many."""
         batch = producer.create_batch()
-        append = batch.append
-        count = 0
-        for record in queue.waiting:
-            # aiokafka writes headers of any sequence; a null value is a null value.
-            if append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
-                break
-            count += 1
-            if count == limit:
-                break
+        count = _fill(batch, queue.waiting, limit)
         batch.close()
         # One that another queue found failed and stopped meanwhile would keep us waiting for its metadata for ever.
         adding = producer.send_batch(batch, queue.topic, partition=queue.partition)
@@ -236,9 +244,16 @@ class Outlet:
         if limit != 1:
             return True
         self._metrics.counter("output_failures_total", queue.topic).inc()
-        record = queue.waiting[0]
-        if not record.lean(record):
+        waiting = queue.waiting
+        outgoing = waiting[0]
+        record = OutgoingRecord(outgoing.key, *next(iter(outgoing.write(outgoing.done))))
+        if not outgoing.lean(record):
             return False
+        if outgoing.done + 1 == outgoing.count:
+            waiting[0] = single(record, outgoing.lean, outgoing.stored)
+        else:
+            outgoing.done += 1
+            waiting.appendleft(single(record, outgoing.lean, None))
         log.warning("an outcome is too large for the broker, its bulk is left out", extra={"topic": queue.topic})
         return True
 
@@ -274,6 +289,36 @@ class Outlet:
             "max_batch_size": MAX_REQUEST_BYTES,
         }
         return AIOKafkaProducer(**arguments)
+
+
+def _fill(batch: Any, waiting: Iterable[Outgoing], limit: int | None) -> int:
+    """Write what waits into a request, as much as fits and at most ``limit`` records; returns how many."""
+    append = batch.append
+    count = 0
+    for outgoing in waiting:
+        key = outgoing.key
+        for value, headers in outgoing.write(outgoing.done):
+            # aiokafka writes headers of any sequence; a null value is a null value.
+            if append(timestamp=None, key=key, value=value, headers=headers) is None:
+                return count
+            count += 1
+            if count == limit:
+                return count
+    return count
+
+
+def _note_stored(waiting: deque[Outgoing], count: int) -> None:
+    """Take the first ``count`` records off the queue."""
+    while count:
+        outgoing = waiting[0]
+        left = outgoing.count - outgoing.done
+        if count < left:
+            outgoing.done += count
+            return
+        count -= left
+        waiting.popleft()
+        if outgoing.stored is not None:
+            outgoing.stored()
 
 
 class TopicMissingError(Exception):

@@ -231,6 +231,15 @@ def test_a_reply_says_what_became_of_its_event() -> None:
     assert "occurred_at" not in second
 
 
+def test_replies_written_from_the_middle_on_are_those_that_were_written_before() -> None:
+    events = [taken(short(event_id=f"e-{number}")) for number in range(4)]
+    delivered = Delivered(events, [b'{"id":"msg_%d"}' % number for number in range(4)], 4, 0, 1, read_back=False)
+    written = list(replies(delivered, "events", NOW))
+    for start in range(5):
+        for end in range(start, 5):
+            assert list(replies(delivered, "events", NOW, start, end)) == written[start:end]
+
+
 @pytest.mark.parametrize(
     ("given_headers", "kept"),
     [

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from service.core.model import Answer
-    from service.kafka.outlet import OutgoingRecord
+    from service.kafka.outlet import Outgoing
 
 CONVERSATIONS = 100
 BATCHES_EACH = 4
@@ -63,11 +63,10 @@ class Outlet:
     def partition_for(self, topic: str, key: bytes | None) -> int:
         return 0
 
-    def store(self, topic: str, partition: int, records: list[OutgoingRecord]) -> None:
-        self.records += len(records)
-        for record in records:
-            if record.stored is not None:
-                record.stored()
+    def store(self, topic: str, partition: int, outgoing: Outgoing) -> None:
+        self.records += sum(1 for _ in outgoing.write(0))
+        if outgoing.stored is not None:
+            outgoing.stored()
         if self.records >= self.expected:
             self.all_stored.set()
 

@@ -64,7 +64,7 @@ def test_what_others_say_is_cut_to_size_and_never_fails_to_be_written() -> None:
 def test_a_letter_too_large_loses_its_value_first_and_key_and_headers_after(style: str) -> None:
     headers = letter_headers([*ORIGINAL, ("large", b"x" * 100_000)], style=style)
     ours = headers[5:]
-    letter = OutgoingRecord(b"k" * 1000, b"v" * 5000, headers, make_lean)
+    letter = OutgoingRecord(b"k" * 1000, b"v" * 5000, headers)
     assert make_lean(letter)
     assert (letter.key, letter.value, letter.headers[:-1]) == (b"k" * 1000, None, headers)
     assert json.loads(dict(letter.headers)["dlq.value.omitted"] or b"")["bytes"] == 5000

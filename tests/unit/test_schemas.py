@@ -108,7 +108,7 @@ def test_replies_fit_their_schema_whole_lean_and_failed() -> None:
     items = [b'{"id":"msg_1","type":"message","role":"user","content":[]}']
     ((value, headers),) = replies(Delivered([event], items, 3, 2, 1, read_back=False), "events", 0)
     check.validate(json.loads(value))
-    reply = OutgoingRecord(b"k", value, headers, make_lean)
+    reply = OutgoingRecord(b"k", value, headers)
     make_lean(reply)
     check.validate(json.loads(reply.value or b""))
     for reason in Reason:
