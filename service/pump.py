@@ -25,7 +25,8 @@ from service.core.limiter import Signal
 from service.core.model import Answered, Dead, Fate, Reason, Unanswered
 from service.core.verdict import Kind, judge
 from service.kafka import codec, dead_letters
-from service.kafka.outlet import Outgoing, OutgoingRecord, single
+from service.kafka.codec import OutgoingRecord
+from service.kafka.outlet import Outgoing, single
 from service.kafka.routing import Router
 
 if TYPE_CHECKING:

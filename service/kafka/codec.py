@@ -8,6 +8,7 @@ passed on as the bytes they came as; they are never decoded, because they may be
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -25,12 +26,20 @@ if TYPE_CHECKING:
     from service.core.delivery import Delivered
     from service.core.model import Dead
     from service.kafka.cloudevents import CloudEvent
-    from service.kafka.outlet import OutgoingRecord
 
 Headers = list[tuple[str, bytes | None]]
 """As aiokafka takes and gives them; a name may stand more than once."""
 Reply = tuple[bytes, Headers]
 """Value and headers of a reply."""
+
+
+@dataclass(slots=True)
+class OutgoingRecord:
+    """One record as it is to be written, for who has to make it smaller."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
 
 
 class Record(Protocol):

@@ -14,8 +14,7 @@ from service.ops.times import timestamp
 
 if TYPE_CHECKING:
     from service.core.model import Dead
-    from service.kafka.codec import Headers, Record
-    from service.kafka.outlet import OutgoingRecord
+    from service.kafka.codec import Headers, OutgoingRecord, Record
 
 PREFIX = "dlq."
 REDRIVES_HEADER = "dlq.redrives"

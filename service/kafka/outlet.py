@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
 
 from service.kafka.access import refusal
+from service.kafka.codec import OutgoingRecord
 from service.kafka.connection import connection_arguments
 
 if TYPE_CHECKING:
@@ -42,15 +43,6 @@ KNOWN_KEY_BYTES = 256
 """No conversation id is longer; the keys of records that are no events may be of any length."""
 
 _choose_partition = DefaultPartitioner()
-
-
-@dataclass(slots=True)
-class OutgoingRecord:
-    """One record as it is to be written, for who has to make it smaller."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
 
 
 @dataclass(slots=True)

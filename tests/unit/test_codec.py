@@ -17,9 +17,8 @@ from service.core.delivery import Delivered
 from service.core.model import Dead, Event, Reason, Refusal
 from service.core.readback import likeness
 from service.kafka import codec
-from service.kafka.codec import MAX_DEPTH, decode, failed_reply, replies, reply_headers, size_of
+from service.kafka.codec import MAX_DEPTH, OutgoingRecord, decode, failed_reply, replies, reply_headers, size_of
 from service.kafka.dead_letters import dead_letter_headers
-from service.kafka.outlet import OutgoingRecord
 
 HEADER = st.tuples(st.text(), st.none() | st.binary() | st.sampled_from([b"application/cloudevents+json", b"1.0"]))
 NAMED = st.tuples(

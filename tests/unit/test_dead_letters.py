@@ -9,8 +9,8 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from service.core.model import Dead, Reason
+from service.kafka.codec import OutgoingRecord
 from service.kafka.dead_letters import dead_letter_headers, make_lean
-from service.kafka.outlet import OutgoingRecord
 
 if TYPE_CHECKING:
     from service.kafka.codec import Headers

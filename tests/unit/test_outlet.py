@@ -9,7 +9,8 @@ import pytest
 from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 
 from service.kafka import outlet as outlet_module
-from service.kafka.outlet import Outgoing, OutgoingRecord, Outlet, single
+from service.kafka.codec import OutgoingRecord
+from service.kafka.outlet import Outgoing, Outlet, single
 from service.ops.metrics import Metrics
 from service.settings import KafkaSettings
 

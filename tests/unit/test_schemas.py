@@ -18,9 +18,8 @@ from jsonschema import Draft202012Validator
 from service.commands.asyncapi import document, write_schemas
 from service.core.delivery import Delivered
 from service.core.model import Dead, Event, Reason
-from service.kafka.codec import MAX_ID_BYTES, decode, failed_reply, make_lean, replies
+from service.kafka.codec import MAX_ID_BYTES, OutgoingRecord, decode, failed_reply, make_lean, replies
 from service.kafka.dead_letters import dead_letter_headers
-from service.kafka.outlet import OutgoingRecord
 from service.schemas import json_schemas
 from service.settings import KafkaSettings
 
