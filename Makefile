@@ -53,7 +53,7 @@ format: env ## put the formatting right
 
 check: lint types test ## what must be green before a commit lands
 
-soak: env ## the long forms: outages of minutes, 40,000 schedules of the ledger's model, 500,000 broken records
+soak: env ## the long forms: outages of minutes, 40,000 schedules of the ledger's model, 1,000,000 broken records
 	CONVOY_SOAK=1 $(BIN)/python -m pytest tests/model tests/unit/test_settings_fuzz.py tests/integration/test_fuzz.py tests/fault $(ARGS)
 
 faults-table: env ## run the faults and make docs/faults.md of their figures (CONVOY_SOAK=1: of the long forms, an hour)

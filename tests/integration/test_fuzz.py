@@ -1,6 +1,6 @@
 """Random and broken records through the real service: each ends in one outcome, and the process does not mind.
 
-CONVOY_SOAK=1 makes it 500,000 records; CI has less time.
+CONVOY_SOAK=1 makes it 1,000,000 records; CI has less time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from conftest import MakeTrial
     from service_process import ServiceProcess
 
-RECORDS = 500_000 if SOAK else 40_000
-ROUNDS = 25 if SOAK else 4
+RECORDS = 1_000_000 if SOAK else 40_000
+ROUNDS = 50 if SOAK else 4
 WARM_ROUNDS = ROUNDS // 2
 MAX_GROWTH_KIB = 24 * 1024
 """Over the second half of the rounds: what is kept for each record would show, what is cached for a while may."""
