@@ -154,7 +154,8 @@ class Floor:
             extensions={"target": f"{self.path}/conversations/{conversation}/items".encode()},
         )
         answer = await self.transport.handle_async_request(request)
-        self.reply(conversation, events, decode_list(answer.content).data)
+        assert isinstance(answer.stream, httpx.SyncByteStream)
+        self.reply(conversation, events, decode_list(b"".join(answer.stream)).data)
         self.in_flight -= 1
         if len(buffer) >= MAX_ITEMS:
             self.ready.append(conversation)

@@ -32,6 +32,8 @@ PAGE_ITEMS = 100
 """The most a list request returns."""
 MAX_PAGES = 50
 """Of one read-back: another writer that adds faster than this lists is none of ours."""
+NO_BODY = httpx.ByteStream(b"")
+"""Given as a stream, because httpx then adds no headers of its own to a request that is ready."""
 
 
 class Conversations:
@@ -116,7 +118,9 @@ class Conversations:
         if after:
             query += f"&after={quote(after, safe='')}"
         target = self._target(conversation_id) + query.encode("ascii")
-        request = httpx.Request("GET", self._url, headers=self._get_headers, extensions={"target": target})
+        request = httpx.Request(
+            "GET", self._url, headers=self._get_headers, stream=NO_BODY, extensions={"target": target}
+        )
         return await self._exchange(request)
 
     async def list_newest(self, conversation_id: str, limit: int) -> Answer:
@@ -161,4 +165,6 @@ class Conversations:
             return Unanswered(Fate.UNKNOWN, "timeout", str(error))
         except httpx.TransportError as error:
             return Unanswered(Fate.UNKNOWN, "connection_cut", str(error))
-        return read_answer(response.status_code, response.headers, response.content, wall_clock=time.time())
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        body = b"".join(response.stream)
+        return read_answer(response.status_code, response.headers, body, wall_clock=time.time())

@@ -141,7 +141,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             self._session = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request and read its answer whole.
+        """Send one request and read its answer whole: its stream is there already.
 
         Raises:
             httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError: nothing was sent.
@@ -176,9 +176,10 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as answer:
-                body = await _read(answer)
+                body = httpx.ByteStream(await _read(answer))
                 headers = [header for header in answer.raw_headers if header[0].lower() not in DECODED_BY_AIOHTTP]
-                return httpx.Response(answer.status, headers=headers, content=body, request=request)
+                # As a stream, as transports give it: told as content, httpx would read it back out of itself at once.
+                return httpx.Response(answer.status, headers=headers, stream=body, request=request)
         except aiohttp.ClientConnectorError as error:
             raise httpx.ConnectError(str(error), request=request) from error
         except aiohttp.ConnectionTimeoutError as error:
