@@ -189,7 +189,8 @@ async def _publish_paced(bench: Bench) -> dict[str, float]:
 def conversations(results: Results, servers: str, options: argparse.Namespace) -> None:
     for count in CONVERSATIONS:
         if count <= CONVERSATIONS[-1] * options.scale:
-            job = Job(count, count, spread="once", latency_seconds=0)
+            # Enough events to fill the buffer in each case: what else grows is what conversations take.
+            job = Job(max(count, 2 * BUFFERED[-1]), count, spread="once", latency_seconds=0)
             alone(results, servers, "memory against conversations", job, conversations=count)
 
 
