@@ -184,9 +184,10 @@ class Demo:
             DemoError, KafkaError, httpx.HTTPError, OSError: it cannot be run, or broke.
         """
         self._take_signals()
-        topics = TemporaryTopics(self._kafka, partitions=PARTITIONS, create=bool(self._options.broker))
+        create = bool(self._options.broker)
         try:
-            async with self._emulator, topics:
+            # Made when it is entered, and not before: what is not entered is not closed either.
+            async with self._emulator, TemporaryTopics(self._kafka, partitions=PARTITIONS, create=create) as topics:
                 return await self._run(topics)
         except asyncio.CancelledError:
             if not self._interrupted:

@@ -28,8 +28,8 @@ async def create_topics(settings: KafkaSettings, *, partitions: int, replication
         KafkaError: no broker answers, or one refuses.
     """
     admin = AIOKafkaAdminClient(**connection_arguments(settings), client_id="convoy-topics")
-    await admin.start()
     try:
+        await admin.start()
         if replication_factor is None:
             replication_factor = min(SAFE_COPIES, len((await admin.describe_cluster())["brokers"]))
         configs = {"min.insync.replicas": "2"} if replication_factor >= SAFE_COPIES else {}

@@ -29,8 +29,8 @@ async def publish(settings: KafkaSettings, topic: str, records: Iterable[tuple[b
     producer = AIOKafkaProducer(
         **connection_arguments(settings), client_id="convoy-publish", acks="all", enable_idempotence=True
     )
-    await producer.start()
     try:
+        await producer.start()
         metadata = await producer.client.fetch_all_metadata()
         if not metadata.partitions_for_topic(topic):
             raise TopicMissingError(topic)

@@ -28,8 +28,8 @@ async def read_topic(settings: KafkaSettings, topic: str) -> AsyncIterator[list[
     """
     arguments: dict[str, Any] = connection_arguments(settings)
     consumer = AIOKafkaConsumer(**arguments, enable_auto_commit=False, isolation_level="read_committed")
-    await consumer.start()
     try:
+        await consumer.start()
         metadata = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - the public way needs a subscription
         places = [TopicPartition(topic, number) for number in metadata.partitions_for_topic(topic) or ()]
         if not places:
@@ -59,8 +59,8 @@ async def read_record(
     """
     arguments: dict[str, Any] = connection_arguments(settings)
     consumer = AIOKafkaConsumer(**arguments, enable_auto_commit=False, isolation_level="read_committed")
-    await consumer.start()
     try:
+        await consumer.start()
         metadata = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - the public way needs a subscription
         if partition not in (metadata.partitions_for_topic(topic) or ()):
             return None
@@ -90,8 +90,8 @@ async def committed_offsets(
     """
     arguments: dict[str, Any] = connection_arguments(settings)
     admin = AIOKafkaAdminClient(**arguments)
-    await admin.start()
     try:
+        await admin.start()
         if places is None:
             # Asked for by name: librdkafka's mock cluster does not know the question for all of a group.
             (topic,) = await admin.describe_topics([settings.events_topic])

@@ -77,8 +77,8 @@ class TemporaryTopics:
         await self._reader.stop()
         if self._created:
             admin = AIOKafkaAdminClient(**connection_arguments(self._settings), client_id="convoy-demo")
-            await admin.start()
             try:
+                await admin.start()
                 await admin.delete_topics(list(self._names))
             finally:
                 await admin.close()
