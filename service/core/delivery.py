@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from service.core.circuit import CircuitReason
 from service.core.grouper import AT_ONCE
-from service.core.model import Batch, Dead, Reason, Unsettled
+from service.core.model import Batch, Dead, Reason, Unsettled, item_bytes
 from service.core.readback import found, item_id, likeness
 from service.core.verdict import Kind, Verdict
 
@@ -337,7 +337,7 @@ class Delivery:
             events,
             batch.flush_reason,
             batch.waited_seconds,
-            sum(len(event.item) + 1 for event in events),
+            item_bytes(events),
             attempts=batch.attempts,
             troubles=self._policy.max_attempts - 1 if last_chance else batch.troubles,
             troubled_seconds=batch.troubled_seconds,

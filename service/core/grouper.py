@@ -17,7 +17,7 @@ import heapq
 from collections import deque
 from typing import TYPE_CHECKING
 
-from service.core.model import Batch, FlushReason
+from service.core.model import Batch, FlushReason, item_bytes
 from service.core.watermark import Watermark
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ class Grouper:
 
     def add(self, partition: Partition, event: Event, now: float) -> None:
         """Take in ``event``, read at ``now``, and put it at the end of its conversation's lane."""
-        partition.watermark.received(event.offset)
-        partition.buffered_events += 1
-        partition.buffered_bytes += event.size
+        partition.receive(event)
         self.enqueue(partition, event, now)
 
     def enqueue(self, partition: Partition, event: Event, now: float) -> None:
@@ -202,7 +200,7 @@ class Grouper:
             events,
             FlushReason.RESUMED,
             0.0,
-            sum(len(event.item) + 1 for event in events),
+            item_bytes(events),
             setbacks=1,
             unsettled=unsettled,
             after=unsettled.after,

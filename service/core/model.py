@@ -81,6 +81,11 @@ class Event:
     digest: str = ""
 
 
+def item_bytes(events: Sequence[Event]) -> int:
+    """What the items of these events take in a request, each with its comma."""
+    return sum(len(event.item) + 1 for event in events)
+
+
 @dataclass(slots=True, frozen=True)
 class Refusal:
     """A record that fails the checks of the input contract: dead-lettered with its raw bytes."""

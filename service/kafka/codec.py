@@ -153,9 +153,8 @@ def event_of(record: ConsumerRecord[bytes, bytes], max_bytes: int) -> Event:
     if data is not value:
         _check_depth(data)
     envelope = _decode_envelope(data)
-    item: bytes | msgspec.Raw = envelope.item
-    if len(item) <= len(NULL) or _decode_item(item).type is msgspec.UNSET:
-        item = _item_of(envelope, data, bare=wrapped is not None)
+    given = envelope.item
+    item = _checked(given) if len(given) > len(NULL) else _item_of(envelope, data, bare=wrapped is not None)
     if wrapped is not None:
         _lay_over(envelope, wrapped)
     conversation_id, event_id = envelope.conversation_id, envelope.event_id
@@ -220,16 +219,22 @@ def _too_large(record: Record, size: int, max_bytes: int) -> InvalidEventError:
     return InvalidEventError(f"{size} bytes, must be {max_bytes} at most (LIMITS__MAX_RECORD_BYTES)")
 
 
+def _checked(item: bytes | msgspec.Raw) -> bytes | msgspec.Raw:
+    """The item to send: as it came but for a ``type`` that was left out, which the API insists on."""
+    if _decode_item(item).type is not msgspec.UNSET:
+        return item
+    return b'{"type":"message",' + bytes(item)[1:].lstrip()
+
+
 def _item_of(envelope: _Envelope, data: bytes, *, bare: bool) -> bytes | msgspec.Raw:
-    """The item to send, checked: as it came but for a ``type`` that was left out, which the API insists on."""
+    """The item of an event that names none, or of so few bytes that it cannot be one, checked."""
     item: bytes | msgspec.Raw = envelope.item
     if len(item) == len(NULL) and bytes(item) == NULL:
         item = _ABSENT
     if not len(item) and bare and envelope.conversation_id is None:
         item = data.strip()
     if len(item):
-        checked = _decode_item(item)
-        return item if checked.type is not msgspec.UNSET else b'{"type":"message",' + bytes(item)[1:].lstrip()
+        return _checked(item)
     if not bytes(envelope.role) or not bytes(envelope.content):
         raise InvalidEventError("neither an item nor role and content")
     parts = (bytes(envelope.type) or b'"message"', envelope.role, envelope.content)
@@ -261,6 +266,11 @@ def size_of(record: Record) -> int:
     if record.headers:
         size += sum(len(name) + len(content or b"") for name, content in record.headers)
     return size
+
+
+def key_matches(record: ConsumerRecord[bytes, bytes], event: Event) -> bool:
+    """Whether the record's key is the conversation id, so that order holds over all partitions."""
+    return bool(record.key == event.conversation_id.encode())
 
 
 def replies(

@@ -30,7 +30,7 @@ from faststream.kafka.message import KafkaMessage
 from service.core.recovery import Recovery
 from service.kafka import above
 from service.kafka.access import refusal
-from service.kafka.codec import NO_EVENT, event_of, refusal_of
+from service.kafka.codec import NO_EVENT, event_of, key_matches, refusal_of
 from service.kafka.connection import connection_arguments
 from service.kafka.ledger import LedgerStoppedError, LogError, NotOwnerError, digest_of
 from service.kafka.reading import committed_offsets
@@ -224,8 +224,7 @@ class Intake:
                 if partition.recovery is not None:
                     partition.recovery.passed(record.offset)
                 continue
-            if event.key != event.conversation_id.encode():
-                # Order holds over all partitions where the key is the conversation's id.
+            if not key_matches(record, event):
                 self._metrics.counter("events_total", "key_mismatch").inc()
             accepted += 1
             if exact:

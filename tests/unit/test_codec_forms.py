@@ -16,6 +16,7 @@ from service.core.model import Dead, Event, Reason, Refusal
 from service.kafka.codec import (
     decode,
     failed_reply,
+    key_matches,
     replies,
     reply_headers,
 )
@@ -111,6 +112,12 @@ def test_a_conversation_is_named_by_the_event_and_else_by_the_key() -> None:
     assert "no key" in refused(nameless, key=None)
     assert "no key" in refused(nameless, key=b"")
     refused(nameless, key=b"\xff")
+
+
+def test_whether_the_key_is_the_conversation_decides_about_order() -> None:
+    assert key_matches(record(b""), taken(short()))
+    for key in (None, b"", b"conv_2", b"\xff"):
+        assert not key_matches(record(b"", key=key), taken(short()))
 
 
 @pytest.mark.parametrize(
