@@ -130,6 +130,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
+def resident_mb(pid: int | str, which: str = "VmRSS") -> float:
+    """What a process has in memory; ``VmHWM`` is the most it ever had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(which))
+
+
 class Bench:
     """Topics of one job, and the stand-in; as a context manager."""
 
@@ -271,8 +277,7 @@ class Process:
         return cpu_seconds(self._process.pid)
 
     def resident_mb(self, which: str = "VmRSS") -> float:
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(which))
+        return resident_mb(self._process.pid, which)
 
     def metric(self, name: str) -> float:
         """A gauge of the service without labels; 0 while it does not answer yet."""

@@ -14,13 +14,18 @@ import platform
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
-from job import Bench, Job, Run, get, running
+from job import Bench, Job, Run, get, resident_mb, running
 from kafka_server import find_kafka
+
+from service.core.readback import Cursors
+from service.settings import LimitsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 QUIET = {"CONVOY_LOG__LEVEL": "error"}
 BUFFERED = (1_000, 10_000, 50_000)
 CONVERSATIONS = (1_000, 10_000, 100_000, 1_000_000)
+WAITING = 5_000
+EVENTS_AT_LEAST = 100_000
 BATCH_SIZES = (1, 2, 5, 10, 20)
 LATENCY_PER_SECOND = 200
 WINDOW_SECONDS = 1.0
@@ -187,11 +194,24 @@ async def _publish_paced(bench: Bench) -> dict[str, float]:
 
 
 def conversations(results: Results, servers: str, options: argparse.Namespace) -> None:
+    """Memory with as many events waiting in each case: what grows is what is kept of conversations gone by."""
+    settings = {"CONVOY_LIMITS__MAX_BUFFERED_EVENTS": str(WAITING)}
     for count in CONVERSATIONS:
         if count <= CONVERSATIONS[-1] * options.scale:
-            # Enough events to fill the buffer in each case: what else grows is what conversations take.
-            job = Job(max(count, 2 * BUFFERED[-1]), count, spread="once", latency_seconds=0)
-            alone(results, servers, "memory against conversations", job, conversations=count)
+            job = Job(max(count, EVENTS_AT_LEAST), count, spread="once", latency_seconds=0, settings=settings)
+            with ProcessPoolExecutor(1, get_context("spawn")) as another:
+                known = another.submit(cursors_mb, count).result()
+            shown = {"conversations": count, "the cursors kept of them, MB": known}
+            alone(results, servers, "memory against conversations", job, **shown)
+
+
+def cursors_mb(count: int) -> float:
+    """What the bounded table of cursors takes after so many conversations, with nothing else in the process."""
+    before = resident_mb("self")
+    cursors = Cursors(LimitsSettings().max_known_conversations)
+    for number in range(count):
+        cursors.learn(f"conv_{number:07}", f"msg_{number}")
+    return resident_mb("self") - before
 
 
 def buffered(results: Results, servers: str, _: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ class Lane:
         self.key = first.key
         self.waiting: list[Event] = []
         self.bytes = 0
-        self.parts: list[Batch] = []
+        self.parts: tuple[Batch, ...] = ()
         """What was cut and has no outcome: the batch under way first, then what a split left behind it."""
         self.state = LaneState.WAITING
         self.token = 0
@@ -205,7 +205,7 @@ class Grouper:
             unsettled=unsettled,
             after=unsettled.after,
         )
-        lane.parts.append(batch)
+        lane.parts = (batch,)
         partition.unsettled += 1
         self._make_ready(lane)
 
@@ -224,7 +224,7 @@ class Grouper:
                 lane.state = LaneState.WAITING
                 continue
             if not lane.parts:
-                lane.parts.append(self._cut(lane, now))
+                lane.parts = (self._cut(lane, now),)
             batch = lane.parts[0]
             lane.state = LaneState.IN_FLIGHT
             partition.in_flight += 1
@@ -257,13 +257,13 @@ class Grouper:
     def split(self, batch: Batch, parts: Sequence[Batch], now: float) -> None:
         """Put a taken batch back as ``parts``, which go in this order, one after the other."""
         lane = self._put_down(batch)
-        lane.parts[:1] = parts
+        lane.parts = (*parts, *lane.parts[1:])
         self._next(lane, now)
 
     def done(self, batch: Batch, now: float) -> None:
         """Every event of a taken batch has its outcome decided: the lane is free for the next one."""
         lane = self._put_down(batch)
-        del lane.parts[0]
+        lane.parts = lane.parts[1:]
         self._next(lane, now)
 
     def oldest_age(self, now: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ RETRY_FIRST_SECONDS = 0.1
 RETRY_MAX_SECONDS = 5.0
 METADATA_SECONDS = 10.0
 """To learn who leads a partition."""
-PARTITIONS_KNOWN = 100_000
-"""Conversations whose reply partition is remembered: hashing a key costs more than writing its record."""
+PARTITIONS_KNOWN = 10_000
+"""Conversations a topic whose partition is remembered: hashing a key costs more than writing its record."""
 KNOWN_KEY_BYTES = 256
 """No conversation id is longer; the keys of records that are no events may be of any length."""
 
@@ -95,7 +95,7 @@ class Outlet:
         self._producer: AIOKafkaProducer | None = None
         self._renewing = asyncio.Lock()
         self._partitions: dict[str, list[int]] = {}
-        self._partition_of: dict[tuple[str, bytes], int] = {}
+        self._partition_of: defaultdict[str, dict[bytes, int]] = defaultdict(dict)
         self._queues: dict[tuple[str, int], _Queue] = {}
         for topic in (settings.reply_topic, settings.dead_letter_topic):
             self._writes_to(topic)
@@ -149,15 +149,15 @@ class Outlet:
         """The partition that Java's default partitioner gives ``key``; keyless records share the first."""
         if key is None:
             return self._partitions[topic][0]
-        place = (topic, key)
-        partition = self._partition_of.get(place)
+        known = self._partition_of[topic]
+        partition = known.get(key)
         if partition is None:
             all_partitions = self._partitions[topic]
             partition = _choose_partition(key, all_partitions, all_partitions)
             if len(key) <= KNOWN_KEY_BYTES:
-                if len(self._partition_of) >= PARTITIONS_KNOWN:
-                    self._partition_of.clear()
-                self._partition_of[place] = partition
+                if len(known) >= PARTITIONS_KNOWN:
+                    known.clear()
+                known[key] = partition
         return partition
 
     def store(self, topic: str, partition: int, outgoing: Outgoing) -> None:
