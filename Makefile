@@ -1,7 +1,9 @@
 # One folder, two commands: `make demo` shows it, `make test` proves it. Everything they need is made here, from the lock file.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-PYTHON ?= python3
+# The newest that it is tested with, which the image has: what is tested and measured here is what ships.
+PYTHON ?= $(shell for name in python3.13 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.13.*/bin/python python3.12 python3.11; do \
+  "$$name" -c 'import ensurepip, ssl, venv' 2>/dev/null && echo "$$name" && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -143,8 +143,8 @@ def calls() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=120_000)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--events", type=int, default=400_000)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--bound", type=float, default=5.0, help="percent")
     options = parser.parse_args()
     found: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
