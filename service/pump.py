@@ -174,14 +174,16 @@ class Pump:
                 self._batch_wait.observe(batch.waited_seconds)
                 if self._tracing is not None:
                     batch.trace = self._tracing.begin(batch, now)
-            # Now: what is known of the conversation may be forgotten before the task runs.
-            self._delivery.began(batch, action, now)
-            probe = self._circuit.started(now)
-            self._limiter.started(now)
-            self._sending_bytes += batch.item_bytes
-            task = asyncio.create_task(self._work(batch, action, probe=probe))
+            task = asyncio.create_task(self._work(batch, action, self._begin(batch, action, now)))
             self._under_way.add(task)
             task.add_done_callback(self._finished)
+
+    def _begin(self, batch: Batch, action: Action, now: float) -> int:
+        """Count a request before its task runs: what is known of the conversation may be forgotten by then."""
+        self._delivery.began(batch, action, now)
+        self._limiter.started(now)
+        self._sending_bytes += batch.item_bytes
+        return self._circuit.started(now)
 
     def _permitted_at(self, now: float) -> float:
         """The earliest time an attempt may start."""
@@ -203,8 +205,19 @@ class Pump:
             log.warning("the group may have given the partitions to others: nothing is sent until it answers")
         return False
 
-    async def _work(self, batch: Batch, action: Action, *, probe: int) -> None:
-        """Make one request for a batch and carry out what follows from the answer."""
+    async def _work(self, batch: Batch, action: Action, probe: int) -> None:
+        """Make one request for a batch, and those that follow from its answer at once."""
+        while (result := await self._step(batch, action, probe)) is not None:
+            # In the same task: a cursor that was just read need not find its lane again.
+            now = self._clock()
+            action = self._delivery.action(batch)
+            if action is Action.SPLIT or not self._leased() or self._permitted_at(now) > now:
+                self._carry_on(batch, result, now)
+                return
+            probe = self._begin(batch, action, now)
+
+    async def _step(self, batch: Batch, action: Action, probe: int) -> Result | None:
+        """Make one request and carry out what follows; where that is the next request, return what says so."""
         signal = Signal.NEUTRAL
         started_at = self._clock()
         permitted = True
@@ -214,7 +227,7 @@ class Pump:
                 still = await self._journal.before_attempt(batch)
                 if still is None:
                     self._grouper.done(batch, self._clock())
-                    return
+                    return None
             # Not sooner: what is absent so long after an attempt began is taken never to come.
             started_at = self._clock()
             result, signal = await self._attempt(batch, action, still, started_at)
@@ -227,7 +240,12 @@ class Pump:
                 # Where that fails the partition is lost, and nothing is carried on.
                 await self._journal.after_outcome(batch, result.outcomes)
                 now = self._clock()
+            partition = batch.lane.partition
+            goes_on = partition.alive and (batch.unsettled or not partition.draining)
+            if goes_on and result.again_at == AT_ONCE and not result.outcomes:
+                return result
             self._carry_on(batch, result, now)
+            return None
         finally:
             now = self._clock()
             self._sending_bytes -= batch.item_bytes

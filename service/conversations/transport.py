@@ -107,8 +107,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         self._ssl = ssl_context or True
         self._proxy = proxy or None
         self._session: aiohttp.ClientSession | None = None
-        self._raw_headers: list[tuple[bytes, bytes]] = []
-        self._headers: CIMultiDict[str] = CIMultiDict()
+        self._headers: dict[str, tuple[list[tuple[bytes, bytes]], CIMultiDict[str]]] = {}
+        """Of each method the last: as they came, and as aiohttp takes them."""
         self._origin_of: httpx.URL | None = None
         self._origin_text = ""
 
@@ -150,14 +150,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         assert self._session is not None, "the transport is used within `async with`"
         target = request.extensions.get("target")
         url = str(request.url) if target is None else f"{self._origin(request.url)}{target.decode('ascii')}"
-        raw_headers = request.headers.raw
-        if raw_headers != self._raw_headers:
-            self._raw_headers = raw_headers
-            self._headers = CIMultiDict(
-                (name.decode("ascii"), value.decode("latin-1"))
-                for name, value in raw_headers
-                if name.lower() not in SET_BY_AIOHTTP
-            )
+        headers = self._headers_for(request.method, request.headers.raw)
         assert isinstance(request.stream, httpx.SyncByteStream), "a ready body, not one that is still being made"
         content = b"".join(request.stream)
         still = request.extensions.get("still")
@@ -172,14 +165,14 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 request.method,
                 URL(url, encoded=True),
                 data=data,
-                headers=self._headers,
+                headers=headers,
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as answer:
                 body = httpx.ByteStream(await _read(answer))
-                headers = [header for header in answer.raw_headers if header[0].lower() not in DECODED_BY_AIOHTTP]
+                told = [header for header in answer.raw_headers if header[0].lower() not in DECODED_BY_AIOHTTP]
                 # As a stream, as transports give it: told as content, httpx would read it back out of itself at once.
-                return httpx.Response(answer.status, headers=headers, stream=body, request=request)
+                return httpx.Response(answer.status, headers=told, stream=body, request=request)
         except aiohttp.ClientConnectorError as error:
             raise httpx.ConnectError(str(error), request=request) from error
         except aiohttp.ConnectionTimeoutError as error:
@@ -198,6 +191,16 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             raise httpx.ReadError(words, request=request) from error
         finally:
             _still.reset(token)
+
+    def _headers_for(self, method: str, raw: list[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+        known = self._headers.get(method)
+        if known is not None and known[0] == raw:
+            return known[1]
+        headers = CIMultiDict(
+            (name.decode("ascii"), value.decode("latin-1")) for name, value in raw if name.lower() not in SET_BY_AIOHTTP
+        )
+        self._headers[method] = raw, headers
+        return headers
 
     def _origin(self, url: httpx.URL) -> str:
         if url is not self._origin_of:

@@ -58,7 +58,7 @@ class Event:
 
     ``item`` is the JSON object to be stored, ready to send: where it came as one, a view of ``value``. ``size`` is
     what the event holds of the buffer, in bytes; ``read_at`` when this process read it (monotonic seconds);
-    ``digest`` what tells its record from another at the same offset, made only for the ledger.
+    ``digest`` what tells its record from another at the same offset, made only while an earlier owner's work is sought.
 
     ``topic`` to ``headers`` are the rest of the record: the core never looks inside, a dead letter needs it whole. It
     is kept in parts, because fifty thousand of aiokafka's record objects take more memory than all else here.

@@ -203,7 +203,7 @@ class Intake:
         now = self._clock()
         partitions = self._grouper.partitions
         add = self._grouper.add
-        max_bytes, exact, recalled = self._limits.max_record_bytes, self._ledger is not None, self._recalled
+        max_bytes, recalled = self._limits.max_record_bytes, self._recalled
         accepted = 0
         for record in records:
             partition = partitions.get(record.partition)
@@ -227,11 +227,10 @@ class Intake:
             if not key_matches(record, event):
                 self._metrics.counter("events_total", "key_mismatch").inc()
             accepted += 1
-            if exact:
+            if partition.recovery is not None:
                 event.digest = digest_of(record)
-                if partition.recovery is not None:
-                    self._recover(partition, partition.recovery, event, now)
-                    continue
+                self._recover(partition, partition.recovery, event, now)
+                continue
             add(partition, event, now)
         self._accepted.inc(accepted)
         self.regulate()

@@ -40,7 +40,6 @@ from service.settings import INTENT_FRESH_SECONDS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 
-    from aiokafka import ConsumerRecord
     from typing_extensions import Buffer
 
     from service.core.delivery import Outcome as Decided
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from service.core.ledger import Record
     from service.core.model import Batch, Event
     from service.core.readback import Cursors
+    from service.kafka import codec
     from service.ops.metrics import Metrics
     from service.settings import KafkaSettings
 
@@ -187,15 +187,15 @@ class _Owned(Ownership):
         """Whether acknowledgements carry the broker's time; one that does not then carries no offset either."""
 
 
-_DIGEST = hashlib.blake2b(digest_size=8)
+_new_digest = hashlib.blake2b(digest_size=8).copy
+"""A copy costs half of what a new one does."""
 
 
-def digest_of(record: ConsumerRecord[bytes, bytes]) -> str:
+def digest_of(record: codec.Record) -> str:
     """What tells a record from another at the same offset of a topic made anew."""
     key = record.key
     key_bytes = -1 if key is None else len(key)
-    # A copy costs half of what a new one does.
-    digest = _DIGEST.copy()
+    digest = _new_digest()
     digest.update(b"%d %d %b%b" % (record.timestamp, key_bytes, key or b"", record.value or b""))
     return digest.hexdigest()
 
@@ -471,19 +471,20 @@ def _dead_line(dead: Dead) -> _DeadLine:
 
 
 def _mentions(events: Sequence[Event]) -> msgspec.Raw:
-    return msgspec.Raw(_encode_line([(event.offset, event.digest) for event in events]))
+    # Made only now: carried by each event from the start, digests would fill caches and memory that events need.
+    return msgspec.Raw(_encode_line([(event.offset, digest_of(event)) for event in events]))
 
 
 class _Identified(msgspec.Struct):
     id: str = ""
 
 
-_decode_ids = msgspec.json.Decoder(list[_Identified]).decode
+_decode_id = msgspec.json.Decoder(_Identified).decode
 
 
 def _item_ids(items: Sequence[Buffer]) -> list[str]:
     """The id of each item; empty where it has none."""
     try:
-        return [item.id for item in _decode_ids(b"[%b]" % b",".join(items))]
+        return [_decode_id(item).id for item in items]
     except msgspec.ValidationError:
         return [item_id(item) for item in items]
