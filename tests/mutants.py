@@ -202,20 +202,20 @@ GROUPER: Final = Guarded(
         ),
         Mutant(
             "a split loses what an earlier one left",
-            "        lane.parts[:1] = parts\n",
-            "        lane.parts = list(parts)\n",
+            "        lane.parts = (*parts, *lane.parts[1:])\n",
+            "        lane.parts = tuple(parts)\n",
             "the second half of a refused batch is never sent, and its partition never moves",
         ),
         Mutant(
             "the parts of a split go last",
-            "        lane.parts[:1] = parts\n",
-            "        lane.parts = [*lane.parts[1:], *parts]\n",
+            "        lane.parts = (*parts, *lane.parts[1:])\n",
+            "        lane.parts = (*lane.parts[1:], *parts)\n",
             "the halves of a refused batch change places: order is lost",
         ),
         Mutant(
             "done means all parts",
-            "        del lane.parts[0]\n",
-            "        lane.parts.clear()\n",
+            "        lane.parts = lane.parts[1:]\n",
+            "        lane.parts = ()\n",
             "the second half of a refused batch is never sent",
         ),
         Mutant(
@@ -316,8 +316,8 @@ GROUPER: Final = Guarded(
         ),
         Mutant(
             "what an earlier owner began is sent without a look",
-            "setbacks=1, unsettled=unsettled",
-            "setbacks=1, unsettled=None",
+            "            unsettled=unsettled,\n",
+            "            unsettled=None,\n",
             "every take-over sends again what the earlier owner may have stored",
         ),
         Mutant(
@@ -340,7 +340,7 @@ GROUPER: Final = Guarded(
         ),
         Mutant(
             "a stored outcome frees no bytes",
-            "        self.buffered_bytes -= freed\n",
+            "        self.buffered_bytes -= sum([event.size for event in events])\n",
             "",
             "the buffer is full for ever: consumption stops",
         ),
@@ -385,8 +385,8 @@ WATERMARK: Final = Guarded(
     (
         Mutant(
             "the position follows the last outcome",
-            "            self._settled.add(offset)\n            return\n",
-            "            self._settled.add(offset)\n            self.position = offset + 1\n            return\n",
+            "        if waiting[0] not in settled:\n            return\n",
+            "        if waiting[0] not in settled:\n            self.position = offsets[-1] + 1\n            return\n",
             "a crash loses what was in flight before it",
         ),
         Mutant(
@@ -415,7 +415,7 @@ WATERMARK: Final = Guarded(
         ),
         Mutant(
             "a settled offset is kept",
-            "            settled.discard(offset)\n",
+            "            settled.remove(offset)\n",
             "            settled.add(offset)\n",
             "memory grows with every event ever delivered out of order",
         ),

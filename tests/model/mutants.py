@@ -96,21 +96,18 @@ LEDGER: Final = Guarded(
         ),
         Mutant(
             "a mention is noted when it is acknowledged",
-            "        ownership.about_to_write(line.ev[-1][0])\n"
+            "        ownership.about_to_write(highest)\n"
             "        try:\n"
             "            offset, timestamp = await self._append(partition.number, line)\n",
             "        try:\n"
             "            offset, timestamp = await self._append(partition.number, line)\n"
-            "            ownership.about_to_write(line.ev[-1][0])\n",
+            "            ownership.about_to_write(highest)\n",
             "an intent written and not yet acknowledged at the last commit lies below the bookmark",
         ),
         Mutant(
             "one intent a batch, not an attempt",
-            "        began = self._boot_clock()\n        line = _Line(\n",
-            "        began = self._boot_clock()\n"
-            "        if batch.attempts > 1:\n"
-            "            return lambda: True\n"
-            "        line = _Line(\n",
+            "        began = self._boot_clock()\n",
+            "        began = self._boot_clock()\n        if batch.attempts > 1:\n            return lambda: True\n",
             "the next owner counts S from the first attempt, and sends while the last may still land",
         ),
         Mutant(
@@ -121,8 +118,8 @@ LEDGER: Final = Guarded(
         ),
         Mutant(
             "an outcome does not say which item is newest",
-            "                after=newest,\n",
-            '                after=batch.after or "",\n',
+            "                newest,\n",
+            '                batch.after or "",\n',
             "an older message in the same words is taken for a new one, which is lost",
         ),
         Mutant(
@@ -236,7 +233,7 @@ INTAKE: Final = Guarded(
         ),
         Mutant(
             "what an earlier owner settled is not passed over",
-            "            if self._recalled and self._settled_before(partition, record.offset):\n",
+            "            if recalled and self._settled_before(partition, record.offset):\n",
             "            if False:\n",
             "each take-over answers once more whatever is settled above the position",
         ),
