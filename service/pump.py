@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import operator
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     """Writes the replies of the events ``[start, end)`` of an outcome."""
 
 log = logging.getLogger(__name__)
+_headers_of = operator.attrgetter("headers")
 
 ROUND_SECONDS = 1.0
 """The loop goes round at least this often, so that a probe can tell waiting from hanging."""
@@ -447,7 +449,7 @@ class Pump:
 
     def _runs(self, events: Sequence[Event]) -> list[tuple[Destination, int, int]]:
         """Events that follow each other and whose replies go to the same place: where, first and behind the last."""
-        if not any(event.headers for event in events):
+        if not any(map(_headers_of, events)):
             return [(self._router.default, 0, len(events))]
         runs: list[tuple[Destination, int, int]] = []
         for index, event in enumerate(events):
