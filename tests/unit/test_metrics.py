@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import Counter, Gauge, Histogram
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.conversations.client import WITHDRAWN
-from service.ops.metrics import PREFIX, TABLE, UNANSWERED, Metrics, Row
+from service.ops.metrics import PREFIX, TABLE, UNANSWERED, WAIT_SECONDS, Metrics, Row
 
 SERVICE = Path(__file__).parents[2] / "service"
 
@@ -164,3 +166,38 @@ def test_the_process_itself_is_measured() -> None:
 
 def test_every_kind_of_row_is_one_of_three() -> None:
     assert {row.kind for row in TABLE} == {Counter, Gauge, Histogram}
+
+
+@given(st.lists(st.one_of(st.sampled_from((*WAIT_SECONDS, 0.0)), st.floats(0, 100)), max_size=50))
+def test_a_histogram_shows_what_the_librarys_own_would(values: list[float]) -> None:
+    metrics, registry = Metrics(), CollectorRegistry()
+    library = Histogram(f"{PREFIX}batch_wait_seconds", "", registry=registry, buckets=WAIT_SECONDS)
+    for value in values:
+        metrics.histogram("batch_wait_seconds").observe(value)
+        library.observe(value)
+    expected = {
+        (sample.name, tuple(sample.labels.items())): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    seen = {
+        (sample.name, tuple(sample.labels.items())): sample.value
+        for family in metrics.registry.collect()
+        if family.name == f"{PREFIX}batch_wait_seconds"
+        for sample in family.samples
+    }
+    assert seen == expected
+
+
+def test_a_histogram_of_several_series_keeps_them_apart() -> None:
+    metrics = Metrics()
+    metrics.histogram("attempt_duration_seconds", "create_items").observe(0.01)
+    metrics.histogram("attempt_duration_seconds", "list_items").observe(3)
+    seen = scrape(metrics)
+    name = f"{PREFIX}attempt_duration_seconds"
+    assert seen[f"{name}_sum", (("operation", "create_items"),)] == 0.01
+    assert seen[f"{name}_bucket", (("le", "2.5"), ("operation", "list_items"))] == 0
+    assert seen[f"{name}_count", (("operation", "list_items"),)] == 1
+    with pytest.raises(ValueError, match="labels"):
+        metrics.histogram("attempt_duration_seconds")
