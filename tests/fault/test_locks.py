@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fault_run import messages, named, soak
@@ -32,7 +33,10 @@ async def test_while_a_conversation_is_locked_the_others_wait_no_longer(fault_ru
         await run.start()
         async with run.publishing() as publisher:
             for span in range(1 + 2 * ROUNDS):
-                # The first span warms up: its events find connections that are not open yet.
+                # The first span warms up: its events find connections that are not open yet. None begins before all of
+                # the last one's are delivered: a back-off that reaches into it would hide the lock.
+                await run.api.play(NO_LOCK)
+                await until("delivery of the last span", partial(all_delivered, run, span * TURNS * len(CONVERSATIONS)))
                 await run.api.play(LOCK if is_locked(span) else NO_LOCK)
                 tried = await run.service.metric("retries_total", verdict="busy")
                 await publisher.steadily(messages(CONVERSATIONS, TURNS, first=span * TURNS), PER_SECOND)
@@ -64,12 +68,7 @@ async def test_those_who_wait_hold_no_permit(fault_run: MakeRun) -> None:
     async with fault_run(script, settings={"DELIVERY__MAX_CONCURRENCY": "4"}) as run:
         await run.publish(messages(everybody, 20))
         await run.start()
-
-        async def all_others_delivered() -> bool:
-            delivered: float = await run.service.metric("delivered_items_total")
-            return delivered == 20 * len(others)
-
-        await until("delivery of what is not locked", all_others_delivered)
+        await until("delivery of what is not locked", partial(all_delivered, run, 20 * len(others)))
         status = await run.service.status()
         assert len(locked) == sum(partition["conversations"] for partition in status["partitions"].values())
         assert status["circuit"]["reason"] == "closed"
@@ -77,6 +76,11 @@ async def test_those_who_wait_hold_no_permit(fault_run: MakeRun) -> None:
         ended = await run.end("30 of 60 conversations locked, 4 requests in flight at most", healed_at=healed_at)
         ended.assert_sound()
         assert not ended.letters
+
+
+async def all_delivered(run: FaultRun, count: int) -> bool:
+    delivered: float = await run.service.metric("delivered_items_total")
+    return delivered == count
 
 
 def is_locked(span: int) -> bool:
