@@ -333,8 +333,9 @@ class Ledger:
         assert ownership is not None
         assert batch.after is not None, "with a ledger a cold conversation's cursor is read first"
         began = self._boot_clock()
-        batch.mentions = mentions = _mentions(batch.events)
-        line = _Written("intent", ownership.claim, batch.conversation_id, batch.after, mentions)
+        if batch.mentions is None:
+            batch.mentions = _mentions(batch.events)
+        line = _Written("intent", ownership.claim, batch.conversation_id, batch.after, batch.mentions)
         if not await self._write(partition, line, batch.events[-1].offset):
             return None
         return lambda: not ownership.lost and partition.alive and self._boot_clock() - began <= INTENT_FRESH_SECONDS

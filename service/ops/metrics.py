@@ -129,8 +129,7 @@ TABLE = (
 class Distribution:
     """One series of a histogram, written by one thread.
 
-    Each batch is observed four times, and the library's histogram takes two locks and goes through the bounds one by one:
-    of all that is counted nothing else showed in a profile.
+    Each batch is observed four times, and the library's histogram takes two locks and goes through the bounds one by one.
     """
 
     __slots__ = ("bounds", "counts", "total")

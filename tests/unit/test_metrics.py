@@ -166,6 +166,7 @@ def test_the_process_itself_is_measured() -> None:
 
 def test_every_kind_of_row_is_one_of_three() -> None:
     assert {row.kind for row in TABLE} == {Counter, Gauge, Histogram}
+    assert all(bool(row.buckets) == (row.kind is Histogram) for row in TABLE)
 
 
 @given(st.lists(st.one_of(st.sampled_from((*WAIT_SECONDS, 0.0)), st.floats(0, 100)), max_size=50))
