@@ -18,10 +18,12 @@ import urllib.request
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import DefaultPartitioner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -161,7 +163,7 @@ class Bench:
         await create_topics(kafka.bootstrap_servers, dict.fromkeys(names, self.job.partitions), configs)
 
     async def publish(self) -> None:
-        """All events, as full batches a partition."""
+        """All events, as full batches a partition, each conversation where its key puts it."""
         job = self.job
         producer = AIOKafkaProducer(
             bootstrap_servers=self.kafka.bootstrap_servers,
@@ -169,15 +171,19 @@ class Bench:
             max_batch_size=512 << 10,
             linger_ms=20,
         )
+        partitions = list(range(job.partitions))
+        # Remembered: the producer would hash the key of each event anew.
+        partition_of = lru_cache(100_000)(lambda key: DefaultPartitioner()(key, partitions, partitions))
         async with producer:
             sent = []
             for number, conversation in enumerate(job.choices()):
+                key = b"conv_%07d" % conversation
                 sent.append(
                     await producer.send(
                         self.kafka.events_topic,
                         job.message(number, conversation),
-                        key=b"conv_%07d" % conversation,
-                        partition=conversation % job.partitions,
+                        key=key,
+                        partition=partition_of(key),
                     )
                 )
                 if len(sent) >= 20_000:

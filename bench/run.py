@@ -187,8 +187,7 @@ async def _publish_paced(bench: Bench) -> dict[str, float]:
             await asyncio.sleep(max(0.0, began + number / LATENCY_PER_SECOND - time.monotonic()))
             published[name] = time.monotonic()
             value = bench.job.message(number, number)
-            partition = number % bench.job.partitions
-            sent.append(await producer.send(bench.kafka.events_topic, value, key=name.encode(), partition=partition))
+            sent.append(await producer.send(bench.kafka.events_topic, value, key=name.encode()))
         await asyncio.gather(*sent)
     return published
 
