@@ -65,6 +65,8 @@ STOP_SECONDS = 5.0
 """To leave the group and close connections, once drained: a broker that is away must not keep us."""
 REGULATE_SECONDS = 0.25
 STATUS_CONVERSATIONS = 10
+BEGUN_LANES = 10_000
+"""Conversations whose cursor may still be read ahead; of more that arrive at once the first read their own."""
 
 
 class _NotAllowedError(Exception):
@@ -89,12 +91,14 @@ class Service:
         self.metrics = Metrics()
         self.health = Health(self.clock, ready_needs_api=settings.ops.ready_needs_api)
         self.circuit = Circuit()
+        delivery = settings.delivery
+        reads_first = delivery.read_cursor_first or bool(settings.kafka.ledger_topic)
         self.grouper = Grouper(
             max_items=settings.batch.max_items,
             max_bytes=settings.batch.max_bytes,
             window_seconds=settings.batch.window_seconds,
+            begun_lanes=BEGUN_LANES if reads_first else 0,
         )
-        delivery = settings.delivery
         self.limiter = Limiter(
             start_concurrency=delivery.start_concurrency,
             max_concurrency=delivery.max_concurrency,
@@ -106,7 +110,7 @@ class Service:
             backoff_initial_seconds=delivery.backoff_initial_seconds,
             backoff_max_seconds=delivery.backoff_max_seconds,
             settle_seconds=settings.settle_seconds,
-            read_cursor_first=delivery.read_cursor_first or bool(settings.kafka.ledger_topic),
+            read_cursor_first=reads_first,
             exact=bool(settings.kafka.ledger_topic),
         )
         cursors = Cursors(settings.limits.max_known_conversations)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from service.conversations.client import WITHDRAWN
 from service.core.circuit import CircuitReason
 from service.core.delivery import Action, DeadLettered, Delivered, Result
-from service.core.grouper import AT_ONCE
+from service.core.grouper import AT_ONCE, LaneState
 from service.core.limiter import Signal
 from service.core.model import Answered, Dead, Fate, Reason, Unanswered
 from service.core.verdict import Kind, judge
@@ -31,11 +31,11 @@ from service.kafka.outlet import Outgoing, single
 from service.kafka.routing import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from service.conversations.client import Conversations
     from service.core.delivery import Delivery, Outcome
-    from service.core.grouper import Grouper, Partition
+    from service.core.grouper import Grouper, Lane, Partition
     from service.core.ledger import Settled
     from service.core.limiter import Limiter
     from service.core.model import Answer, Batch, Event, Refusal
@@ -57,6 +57,8 @@ ROUND_SECONDS = 1.0
 """The loop goes round at least this often, so that a probe can tell waiting from hanging."""
 SENDING_SHARE = 0.25
 """Of the buffer limit in bytes: what requests in flight carry is in memory a second time."""
+LOOKING_SHARE = 0.5
+"""Of the attempts that may be in flight: the most that look ahead, so that what becomes due finds room."""
 DRAIN_MARGIN_SECONDS = 5.0
 """Of the drain budget, kept for storing and committing."""
 SILENT_READ_SECONDS = 1.0
@@ -127,6 +129,9 @@ class Pump:
         self._drained = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
         self._reading: dict[Batch, tuple[float, asyncio.Timeout]] = {}
+        self._looking: dict[str, Lane] = {}
+        """Lanes whose cursor is being read ahead, by conversation, until one of its batches is taken."""
+        self._window_seconds = settings.batch.window_seconds
         self._delivered = metrics.counter("delivered_items_total")
         self._batch_items = metrics.histogram("batch_items")
         self._batch_wait = metrics.histogram("batch_wait_seconds")
@@ -164,8 +169,11 @@ class Pump:
                 return permitted_at
             batch = self._grouper.take(now)
             if batch is None:
+                self._look_ahead(now)
                 deadline = self._grouper.deadline()
                 return math.inf if deadline is None else deadline
+            # From here on it writes: what a look ahead answers now may be older than what it has written.
+            self._looking.pop(batch.conversation_id, None)
             action = self._delivery.action(batch)
             if action is Action.SPLIT:
                 self._carry_on(batch, self._delivery.split_guilty(batch), now)
@@ -176,9 +184,56 @@ class Pump:
                 self._batch_wait.observe(batch.waited_seconds)
                 if self._tracing is not None:
                     batch.trace = self._tracing.begin(batch, now)
-            task = asyncio.create_task(self._work(batch, action, self._begin(batch, action, now)))
-            self._under_way.add(task)
-            task.add_done_callback(self._finished)
+            self._run(self._work(batch, action, self._begin(batch, action, now)))
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._finished)
+
+    def _look_ahead(self, now: float) -> None:
+        """Use the window that cold conversations wait for: what has to be read before they are written to is read now.
+
+        Nothing rests on it. Batches that are due go first, and one whose answer is not there yet asks for itself.
+        """
+        begun = self._grouper.begun
+        while begun and not self._circuit.is_open and self._permitted_at(now) <= now:
+            if len(self._looking) >= LOOKING_SHARE * self._limiter.concurrency_limit:
+                return
+            lane = begun.popleft()
+            partition, conversation_id = lane.partition, lane.conversation_id
+            waits = partition.alive and not partition.draining and lane.state is LaneState.WAITING and not lane.parts
+            if waits and self._delivery.wants_cursor(conversation_id) and conversation_id not in self._looking:
+                self._looking[conversation_id] = lane
+                self._limiter.started(now)
+                self._run(self._look(lane, now))
+
+    async def _look(self, lane: Lane, started_at: float) -> None:
+        """Read the cursor of a lane that waits, if that is done before its window ends."""
+        conversation_id = lane.conversation_id
+        signal = Signal.NEUTRAL
+        try:
+            async with asyncio.timeout(self._window_seconds):
+                answer = await self._conversations.list_items(conversation_id, limit=1, newest_first=True)
+            now = self._clock()
+            items = (answer.items or ()) if isinstance(answer, Answered) else ()
+            verdict = judge(answer, len(items), self._overrides)
+            # Of a partition that was lost others write to it, and a batch that was taken has asked for itself.
+            if self._looking.get(conversation_id) is lane and lane.partition.alive:
+                self._delivery.looked_ahead(conversation_id, verdict, items)
+            self._count(Action.READ_CURSOR, verdict, Result(), now - started_at)
+            signal = _signal(verdict)
+            if verdict.retry_after_seconds is not None:
+                self._limiter.hold_until(now + verdict.retry_after_seconds)
+        except TimeoutError:
+            pass  # its batch is due, and asks in its own time
+        except Exception as error:  # fenced as a delivery's is: the batch's own read will meet it too
+            log.exception("looking ahead failed unforeseen", extra={"error": type(error).__name__})
+        finally:
+            self._limiter.finished(self._clock(), started_at=started_at, signal=signal)
+            if self._looking.get(conversation_id) is lane:
+                del self._looking[conversation_id]
+            self._wake.set()
 
     def _begin(self, batch: Batch, action: Action, now: float) -> int:
         """Count a request before its task runs: what is known of the conversation may be forgotten by then."""

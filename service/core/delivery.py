@@ -163,6 +163,20 @@ class Delivery:
     def _is_cold(self, batch: Batch) -> bool:
         return batch.after is None and self.cursors.get(batch.conversation_id) is None
 
+    def wants_cursor(self, conversation_id: str) -> bool:
+        """Whether a batch of this conversation would have its cursor read first."""
+        return self._policy.read_cursor_first and self.cursors.get(conversation_id) is None
+
+    def looked_ahead(self, conversation_id: str, verdict: Verdict, items: Sequence[Buffer]) -> None:
+        """Note the newest item of a conversation that was asked for before any batch needs it.
+
+        A good answer is all that counts: whatever else there is to say, the batch's own read will be told.
+        """
+        if verdict.kind is Kind.DELIVERED and self.wants_cursor(conversation_id):
+            newest = item_id(items[0]) if items else ""
+            if newest or not items:
+                self.cursors.learn(conversation_id, newest)
+
     def split_guilty(self, batch: Batch) -> Result:
         """Split a batch that is known to hold the culprit."""
         return Result(parts=self._suspects(batch, batch.events))

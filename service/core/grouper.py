@@ -127,9 +127,19 @@ class Partition:
 class Grouper:
     """All lanes of all assigned partitions."""
 
-    __slots__ = ("_max_bytes", "_max_items", "_ready", "_sweep_at", "_timers", "_token", "_window", "partitions")
+    __slots__ = (
+        "_max_bytes",
+        "_max_items",
+        "_ready",
+        "_sweep_at",
+        "_timers",
+        "_token",
+        "_window",
+        "begun",
+        "partitions",
+    )
 
-    def __init__(self, *, max_items: int, max_bytes: int, window_seconds: float) -> None:
+    def __init__(self, *, max_items: int, max_bytes: int, window_seconds: float, begun_lanes: int = 0) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes - BODY_OVERHEAD_BYTES
         self._window = window_seconds
@@ -138,6 +148,8 @@ class Grouper:
         self._sweep_at = SWEEP_FROM_TIMERS
         self._token = 0
         self.partitions: dict[int, Partition] = {}
+        self.begun: deque[Lane] = deque(maxlen=begun_lanes)
+        """The lanes, at most so many, that began to wait for their window last: for who can use that time."""
 
     def assign(self, number: int) -> Partition:
         """Begin an assignment of partition ``number``; one that was not revoked before ends here."""
@@ -187,6 +199,7 @@ class Grouper:
                 self._make_ready(lane)
             elif len(waiting) == 1:
                 self._set_timer(lane, now + self._window)
+                self.begun.append(lane)
 
     def resume(self, partition: Partition, events: Sequence[Event], unsettled: Unsettled) -> None:
         """Go on with an attempt of an earlier owner: these received events are settled before anything else of theirs.

@@ -17,6 +17,7 @@ from aiokafka import errors
 from model.api import SimulatedConversations
 from model.kafka import SimulatedConsumer, SimulatedLedgerLog, SimulatedProducer
 
+from service.app import BEGUN_LANES
 from service.core.circuit import Circuit
 from service.core.delivery import Delivery, Policy
 from service.core.grouper import Grouper
@@ -138,6 +139,7 @@ class SimulatedProcess:
             max_items=settings.batch.max_items,
             max_bytes=settings.batch.max_bytes,
             window_seconds=settings.batch.window_seconds,
+            begun_lanes=BEGUN_LANES,
         )
         delivery = settings.delivery
         limiter = Limiter(

@@ -201,8 +201,10 @@ def test_a_dead_outcome_without_a_dead_letter_is_dead_lettered_and_not_sent() ->
 
 
 def test_what_was_begun_before_the_last_commit_is_still_known() -> None:
-    run = scene(["a", "b"], LATE, conversations=2)
+    run = scene(["a"], LATE)
     first = run.start()
+    until(run, "P0 sends")
+    run.world.publish(0, "conv_1", "b")
     assert run.go(lambda: begun_and_committed(run), 20)
     run.kill(first)
     run.start()
@@ -213,7 +215,7 @@ def test_what_was_begun_before_the_last_commit_is_still_known() -> None:
 def test_an_intent_on_its_way_during_a_commit_is_still_known() -> None:
     run = scene(["a", "b"], Fated("locked", error(400, "conversation_locked"), 0), conversations=2)
     # The second conversation's lies in the log at once; what comes behind it is acknowledged, and committed, before.
-    run.world.next_appends.extend([Append(), Append(), Append(), Append(0.01, 1.4)])
+    run.world.next_appends.extend([Append(), Append(), Append(0.01, 1.4)])
     killed_when(run, "P0 sends ['0-1']")
     assert run.world.committed[0][0] == 1
     end(run)
@@ -389,8 +391,10 @@ def test_one_who_has_a_partition_again_has_forgotten_its_cursors() -> None:
 
 
 def test_a_ledger_cut_short_stops_the_partition_until_it_is_accepted() -> None:
-    run = scene(["a", "b"], LATE, conversations=2)
+    run = scene(["a"], LATE)
     first = run.start()
+    until(run, "P0 sends")
+    run.world.publish(0, "conv_1", "b")
     assert run.go(lambda: begun_and_committed(run), 20)
     run.kill(first)
     run.world.ledger_begins[0] = 2
