@@ -34,9 +34,10 @@ from service.kafka.codec import NO_EVENT, event_of, key_matches, refusal_of
 from service.kafka.connection import connection_arguments
 from service.kafka.ledger import LedgerStoppedError, LogError, NotOwnerError, digest_of
 from service.kafka.reading import committed_offsets
+from service.kafka.together import Together
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
@@ -81,6 +82,8 @@ NOT_OWNER_RETRY_SECONDS = 5.0
 STOPPED_RETRY_SECONDS = 30.0
 """Between looks whether an operator has mended what keeps a partition from being read."""
 ASK_SECONDS = 15.0
+SHARED_ASK_SECONDS = 1.0
+"""For a question that is asked for many partitions: a single one without a leader would keep the others waiting."""
 FAILED_POLL_SECONDS = 7.0
 """FastStream waits 5 s after a poll that failed, and the next empty one proves nothing."""
 MAX_POLL_INTERVAL_MILLISECONDS = 300_000
@@ -135,6 +138,8 @@ class Intake:
         self._ends: dict[int, int] = {}
         """Where partitions ended when last asked."""
         self._committing = asyncio.Lock()
+        self._beginnings: Together[TopicPartition, int] = Together(self._ask_beginnings)
+        self._claims: Together[tuple[Partition, int, str], None] = Together(self._commit_claims)
         self.stopped: dict[int, str] = {}
         """Partitions that are assigned and not read, because an operator has to decide something, with the reason."""
         self.held: Callable[[], bool] = lambda: False
@@ -363,9 +368,8 @@ class Intake:
                 return
             wait = TAKE_OVER_RETRY_SECONDS
             try:
-                async with asyncio.timeout(ASK_SECONDS):
-                    beginning = (await consumer.beginning_offsets([place]))[place]
-                taken = await ledger.take_over(partition, beginning, self._commit_one)
+                beginning = await self._beginnings.ask(place)
+                taken = await ledger.take_over(partition, beginning, self._commit_claim)
             except LedgerStoppedError as stop:
                 self._stop(partition, stop)
                 if stop.claimed:
@@ -382,6 +386,14 @@ class Intake:
                     self._begin_reading(partition, taken)
                 return
             await asyncio.sleep(wait)
+
+    async def _ask_beginnings(self, places: Sequence[TopicPartition]) -> Sequence[int]:
+        consumer = self._subscriber.consumer
+        if consumer is None:
+            raise LogError("not reading any more")
+        async with asyncio.timeout(ASK_SECONDS if len(places) == 1 else SHARED_ASK_SECONDS):
+            beginnings = await consumer.beginning_offsets(list(places))
+        return [beginnings[place] for place in places]
 
     def _begin_reading(self, partition: Partition, taken: TakenOver) -> None:
         recovery = Recovery(self._grouper, partition, taken.past, taken.started)
@@ -547,19 +559,28 @@ class Intake:
             return self._ledger.metadata(partition, position, settled)
         return above.write(position, settled)
 
-    async def _commit_one(self, partition: Partition, position: int, metadata: str) -> None:
-        consumer = self._subscriber.consumer
-        place = TopicPartition(self._kafka.events_topic, partition.number)
+    async def _commit_claim(self, partition: Partition, position: int, metadata: str) -> None:
+        await self._claims.ask((partition, position, metadata))
+
+    async def _commit_claims(self, claims: Sequence[tuple[Partition, int, str]]) -> Sequence[None]:
+        """Commit where partitions begin, with the texts that tell of their claims."""
+        topic = self._kafka.events_topic
         async with self._committing:
-            if not partition.alive or consumer is None:
+            consumer = self._subscriber.consumer
+            if consumer is None or not all(partition.alive for partition, _, _ in claims):
                 raise NotOwnerError("given up meanwhile")
+            offsets = {
+                TopicPartition(topic, partition.number): OffsetAndMetadata(position, metadata)
+                for partition, position, metadata in claims
+            }
             try:
-                await asyncio.wait_for(consumer.commit({place: OffsetAndMetadata(position, metadata)}), COMMIT_SECONDS)
+                await asyncio.wait_for(consumer.commit(offsets), COMMIT_SECONDS)
             except (CommitFailedError, IllegalStateError) as error:
                 raise NotOwnerError(repr(error)) from error
             except (KafkaError, TimeoutError) as error:
                 raise LogError(repr(error)) from error
-            self._committed[partition.number] = (position, 0)
+            self._committed.update({partition.number: (position, 0) for partition, position, _ in claims})
+        return [None] * len(claims)
 
     async def watch_ends(self) -> None:
         """Ask again and again where partitions end, for `lag`: one that is paused is not told by fetching."""

@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 
 from service.kafka.connection import connection_arguments
 from service.kafka.ledger import LogError, Stored
+from service.kafka.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
@@ -30,6 +31,8 @@ WRITE_SECONDS = 15.0
 """For one record to be acknowledged; then the partition is given up for lost rather than waited for."""
 ASK_SECONDS = 15.0
 """For one question, a new connection included; also the longest a read may go on without a record."""
+SHARED_SECONDS = 1.0
+"""For one that is asked for many partitions: a single one without a leader would keep the others waiting."""
 CLOSE_SECONDS = 5.0
 READ_MILLISECONDS = 200
 PATIENCE_SECONDS = 0.005
@@ -63,6 +66,9 @@ class KafkaLedgerLog:
         self._connecting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._queues: dict[int, _Queue] = {}
+        self._twins: Together[None, frozenset[int]] = Together(self._ask_twins)
+        self._committed: Together[int, tuple[int, str]] = Together(self._ask_committed)
+        self._bounds: Together[int, tuple[int, int]] = Together(self._ask_bounds)
 
     async def start(self) -> None:
         """Connect."""
@@ -80,43 +86,51 @@ class KafkaLedgerLog:
 
     async def twins(self) -> frozenset[int]:
         """The partitions that the topic has."""
+        return await self._twins.ask(None)
+
+    async def _ask_twins(self, asked: Sequence[None]) -> Sequence[frozenset[int]]:
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 metadata = await (await self._current()).client.fetch_all_metadata()
         except TROUBLE as error:
             raise LogError(repr(error)) from error
-        return frozenset(metadata.partitions_for_topic(self._topic) or ())
+        return [frozenset(metadata.partitions_for_topic(self._topic) or ())] * len(asked)
 
     async def committed(self, number: int) -> tuple[int, str]:
         """The group's position in an events partition, and the text beside it."""
-        place = TopicPartition(self._settings.events_topic, number)
+        return await self._committed.ask(number)
+
+    async def _ask_committed(self, numbers: Sequence[int]) -> Sequence[tuple[int, str]]:
+        places = [TopicPartition(self._settings.events_topic, number) for number in numbers]
         admin = AIOKafkaAdminClient(**connection_arguments(self._settings))
         try:
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(_patience(numbers)):
                 await admin.start()
                 # Offset and text in one answer: two could straddle somebody's commit.
-                answer = await admin.list_consumer_group_offsets(self._settings.group_id, partitions=[place])
+                answer = await admin.list_consumer_group_offsets(self._settings.group_id, partitions=places)
         except (*TROUBLE, AttributeError) as error:
             # aiokafka trips over an answer that carries an error.
             raise LogError(repr(error)) from error
         finally:
             await _close(admin.close())
-        found = answer.get(place)
-        if found is None:
+        if not answer.keys() >= set(places):
             # A coordinator that is not ready names no partition at all; one that knows no position names it with -1.
             raise LogError("the group's coordinator did not answer for the partition")
-        return found.offset, found.metadata or ""
+        return [(answer[place].offset, answer[place].metadata or "") for place in places]
 
     async def bounds(self, number: int) -> tuple[int, int]:
         """Where the partition begins and ends."""
-        place = TopicPartition(self._topic, number)
+        return await self._bounds.ask(number)
+
+    async def _ask_bounds(self, numbers: Sequence[int]) -> Sequence[tuple[int, int]]:
+        places = [TopicPartition(self._topic, number) for number in numbers]
         try:
-            async with self._consumer() as consumer, asyncio.timeout(ASK_SECONDS):
-                begins = await consumer.beginning_offsets([place])
-                ends = await consumer.end_offsets([place])
+            async with self._consumer() as consumer, asyncio.timeout(_patience(numbers)):
+                begins = await consumer.beginning_offsets(places)
+                ends = await consumer.end_offsets(places)
         except TROUBLE as error:
             raise LogError(repr(error)) from error
-        return begins[place], ends[place]
+        return [(begins[place], ends[place]) for place in places]
 
     def append(self, number: int, value: bytes, *, patient: bool = False) -> asyncio.Future[tuple[int, int | None]]:
         """Write one record, acknowledged; those that come while a request is under way share the next one."""
@@ -258,6 +272,10 @@ class KafkaLedgerLog:
             closing = asyncio.create_task(_close(stop()), name="close a ledger producer")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+def _patience(numbers: Sequence[int]) -> float:
+    return ASK_SECONDS if len(numbers) == 1 else SHARED_SECONDS
 
 
 def _stop_timer(queue: _Queue) -> None:

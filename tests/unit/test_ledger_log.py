@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.structs import OffsetAndMetadata
 
 from service.kafka.ledger import LogError
 from service.kafka.ledger_log import LOG_APPEND_TIME, KafkaLedgerLog
 from service.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from aiokafka import TopicPartition
 
 
 @dataclass
@@ -163,3 +168,46 @@ async def test_an_error_fails_all_that_waits_and_the_next_record_goes_by_another
     assert values == [b"3"]
     answer.set_result(Written(9))
     assert await again == (9, 1000)
+
+
+@dataclass
+class Coordinator:
+    """Stands for the admin client; does not answer for some partitions."""
+
+    silent_about: frozenset[int]
+    asked: list[list[int]] = field(default_factory=list)
+
+    def __call__(self, **_: object) -> Coordinator:
+        return self
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def list_consumer_group_offsets(
+        self, _: str, *, partitions: list[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        numbers = [place.partition for place in partitions]
+        self.asked.append(numbers)
+        return {
+            place: OffsetAndMetadata(100 + place.partition, f"1:{place.partition}:0")
+            for place in partitions
+            if place.partition not in self.silent_about
+        }
+
+
+async def test_positions_are_asked_for_all_partitions_at_once_and_one_without_an_answer_stands_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    coordinator = Coordinator(frozenset())
+    monkeypatch.setattr("service.kafka.ledger_log.AIOKafkaAdminClient", coordinator)
+    log = Log()
+    answers = await asyncio.gather(*(log.committed(number) for number in range(3)))
+    assert answers == [(100, "1:0:0"), (101, "1:1:0"), (102, "1:2:0")]
+    assert coordinator.asked == [[0, 1, 2]]
+    coordinator.silent_about = frozenset({1})
+    first, second, third = await asyncio.gather(*(log.committed(number) for number in range(3)), return_exceptions=True)
+    assert (first, third) == ((100, "1:0:0"), (102, "1:2:0"))
+    assert isinstance(second, LogError)
