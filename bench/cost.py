@@ -18,7 +18,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from job import Bench, Job, Run, get
+from job import Bench, Job, Run, get, settle_log
 from kafka_server import KafkaServer, find_kafka, free_port
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import generate_latest
@@ -151,6 +151,7 @@ def main() -> int:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
+    settle_log()
     with find_kafka() as kafka:
         for number in range(options.rounds):
             # Whoever goes first has it easier or harder; so nobody always does.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
-from job import Bench, Job, Run, get, resident_mb, running
+from job import Bench, Job, Run, get, resident_mb, running, settle_log
 from kafka_server import find_kafka
 
 from service.core.readback import Cursors
@@ -291,7 +291,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     # Of topics just made, partitions have no leader yet: its retries are not worth a line each.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     results = Results()
-    results.add("machine", machine())
+    results.add("machine", {**machine(), "broker's log": settle_log()})
     with find_kafka() as kafka:
         for name in options.only or SCENARIOS:
             SCENARIOS[name](results, kafka.bootstrap_servers, options)
