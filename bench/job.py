@@ -44,7 +44,7 @@ POLL_SECONDS = 0.05
 AUDITED = ("convoy", "blind")
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 12 << 30
-"""Of what a whole bench leaves in the broker's log, the double."""
+"""More than a whole bench leaves in the broker's log."""
 
 COMMANDS = {
     "convoy": [sys.executable, "-m", "service", "run"],
@@ -128,7 +128,7 @@ class Run:
 def settle_log() -> str:
     """Let the broker keep its log in memory where there is room; returns where it will be.
 
-    The first writes to new partitions keep a disk busy for half a second; a run has new ones, a service does not.
+    The first writes to new partitions keep a disk busy; each run has new ones, a service does not.
     """
     if MEMORY.is_dir():
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -34,7 +34,7 @@ from service.kafka.codec import NO_EVENT, event_of, key_matches, refusal_of
 from service.kafka.connection import connection_arguments
 from service.kafka.ledger import LedgerStoppedError, LogError, NotOwnerError, digest_of
 from service.kafka.reading import committed_offsets
-from service.kafka.together import Together
+from service.kafka.together import Together, patience
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -82,8 +82,6 @@ NOT_OWNER_RETRY_SECONDS = 5.0
 STOPPED_RETRY_SECONDS = 30.0
 """Between looks whether an operator has mended what keeps a partition from being read."""
 ASK_SECONDS = 15.0
-SHARED_ASK_SECONDS = 1.0
-"""For a question that is asked for many partitions: a single one without a leader would keep the others waiting."""
 FAILED_POLL_SECONDS = 7.0
 """FastStream waits 5 s after a poll that failed, and the next empty one proves nothing."""
 MAX_POLL_INTERVAL_MILLISECONDS = 300_000
@@ -391,7 +389,7 @@ class Intake:
         consumer = self._subscriber.consumer
         if consumer is None:
             raise LogError("not reading any more")
-        async with asyncio.timeout(ASK_SECONDS if len(places) == 1 else SHARED_ASK_SECONDS):
+        async with asyncio.timeout(patience(places, ASK_SECONDS)):
             beginnings = await consumer.beginning_offsets(list(places))
         return [beginnings[place] for place in places]
 

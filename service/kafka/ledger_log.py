@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 
 from service.kafka.connection import connection_arguments
 from service.kafka.ledger import LogError, Stored
-from service.kafka.together import Together
+from service.kafka.together import Together, patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
@@ -31,8 +31,6 @@ WRITE_SECONDS = 15.0
 """For one record to be acknowledged; then the partition is given up for lost rather than waited for."""
 ASK_SECONDS = 15.0
 """For one question, a new connection included; also the longest a read may go on without a record."""
-SHARED_SECONDS = 1.0
-"""For one that is asked for many partitions: a single one without a leader would keep the others waiting."""
 CLOSE_SECONDS = 5.0
 READ_MILLISECONDS = 200
 PATIENCE_SECONDS = 0.005
@@ -104,7 +102,7 @@ class KafkaLedgerLog:
         places = [TopicPartition(self._settings.events_topic, number) for number in numbers]
         admin = AIOKafkaAdminClient(**connection_arguments(self._settings))
         try:
-            async with asyncio.timeout(_patience(numbers)):
+            async with asyncio.timeout(patience(numbers, ASK_SECONDS)):
                 await admin.start()
                 # Offset and text in one answer: two could straddle somebody's commit.
                 answer = await admin.list_consumer_group_offsets(self._settings.group_id, partitions=places)
@@ -125,7 +123,7 @@ class KafkaLedgerLog:
     async def _ask_bounds(self, numbers: Sequence[int]) -> Sequence[tuple[int, int]]:
         places = [TopicPartition(self._topic, number) for number in numbers]
         try:
-            async with self._consumer() as consumer, asyncio.timeout(_patience(numbers)):
+            async with self._consumer() as consumer, asyncio.timeout(patience(numbers, ASK_SECONDS)):
                 begins = await consumer.beginning_offsets(places)
                 ends = await consumer.end_offsets(places)
         except TROUBLE as error:
@@ -272,10 +270,6 @@ class KafkaLedgerLog:
             closing = asyncio.create_task(_close(stop()), name="close a ledger producer")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-
-
-def _patience(numbers: Sequence[int]) -> float:
-    return ASK_SECONDS if len(numbers) == 1 else SHARED_SECONDS
 
 
 def _stop_timer(queue: _Queue) -> None:

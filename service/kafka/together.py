@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+SHARED_SECONDS = 1.0
+"""For an answer about many partitions: a single one without a leader would keep the others waiting."""
+
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
+
+
+def patience(asked: Sequence[object], alone_seconds: float) -> float:
+    """How long to wait for the answer to all of ``asked``, where one that is asked alone may take ``alone_seconds``."""
+    return alone_seconds if len(asked) == 1 else SHARED_SECONDS
 
 
 class Together(Generic[Question, Answer]):
